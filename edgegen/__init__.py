@@ -1,0 +1,30 @@
+"""Diffusion models and video editing cheap enough for a phone, measured honestly."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load": "api",
+    "CostTracker": "cost",
+}
+
+if TYPE_CHECKING:
+    from .api import load
+    from .cost import CostTracker
+
+__all__ = ["CostTracker", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `import edgegen` does not import torch.
+    if name in _PUBLIC:
+        return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+    raise AttributeError(f"module 'edgegen' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
