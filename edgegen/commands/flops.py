@@ -1,0 +1,73 @@
+"""`python scripts/flops.py model=sd15 steps=8`: what a model costs, from its architecture alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ..cost import Summary
+from ..pipelines.architectures import architecture
+from ..pipelines.run_cost import run_cost
+from ..runs.atomic import write_atomic
+from ..runs.record import Run
+from ._main import command
+
+_DTYPES = ("float32", "float16", "bfloat16")
+# Promised in every `metrics.json` of this command: the UNet's.
+_UNET_METRICS = (
+    "cost/params",
+    "cost/gmacs_all",
+    "cost/gmacs_conv_linear",
+    "cost/tflops_all",
+    "cost/tflops_conv_linear",
+)
+
+
+@command("flops")
+def main(cfg: DictConfig, run: Run) -> None:
+    if cfg.dtype not in _DTYPES:
+        raise ValueError(f"dtype={cfg.dtype}: must be one of {', '.join(_DTYPES)}")
+    model: Any = OmegaConf.to_container(cfg.model, resolve=True, throw_on_missing=True)
+    for name in ("steps", "batch", "height", "width"):
+        _whole(name, cfg[name], optional=name in ("height", "width"))
+    if not isinstance(cfg.guidance, bool):
+        raise ValueError(f"guidance={cfg.guidance}: must be true or false")
+    summary = run_cost(
+        architecture(model),
+        steps=cfg.steps,
+        guidance=cfg.guidance,
+        batch=cfg.batch,
+        height=cfg.height,
+        width=cfg.width,
+        dtype=getattr(torch, cfg.dtype),
+    )
+    metrics = summary.metrics()
+    run.log(metrics)
+    for name in _UNET_METRICS:
+        if name not in metrics:
+            run.note(name, f"{model['name']} has no UNet")
+    text = _text(f"{model['name']}, {cfg.steps} steps, guidance={cfg.guidance}", summary)
+    write_atomic(run.dir / "cost.txt", text)
+    print(text, end="")
+
+
+def _text(title: str, summary: Summary) -> str:
+    parts = [f"{title}: the whole run", summary.table()]
+    if "unet" in summary:
+        parts += ["", "One UNet call on one sample", summary.block_table("unet")]
+        metrics = summary.metrics()
+        parts += [
+            "",
+            f"UNet, whole run, one picture: {metrics['cost/tflops_all']:.2f} TFLOPs (all), "
+            f"{metrics['cost/tflops_conv_linear']:.2f} TFLOPs (conv+linear); 1 MAC = 2 FLOPs",
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def _whole(name: str, value: Any, optional: bool) -> None:
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value}: must be a whole number of at least 1")

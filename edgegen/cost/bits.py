@@ -1,0 +1,55 @@
+"""Bit widths: what a quantized module tells the counter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+
+@runtime_checkable
+class HasBits(Protocol):
+    """A layer that computes at fewer bits than its tensors' dtypes show (simulated or packed).
+
+    `weight_bits` may be fractional: vector quantization at 2.125 bits a value says 2.125.
+    `stored_bytes` is what the layer's weights take where they are kept, scales, zero points and
+    codebooks included. All three may be properties.
+    """
+
+    weight_bits: float
+    act_bits: float
+    stored_bytes: int
+
+
+def has_bits(module: nn.Module) -> bool:
+    # Asked for every module that runs: `nn.Module.__getattr__` and `isinstance` with the protocol
+    # (which evaluates `stored_bytes`) are too slow.
+    return "weight_bits" in module.__dict__ or hasattr(type(module), "weight_bits")
+
+
+def declared_bits(running: Sequence[tuple[str, nn.Module]]) -> tuple[float, float] | None:
+    """(weight bits, activation bits) of the innermost running module that declares them.
+
+    Args:
+        running: (name, module) pairs, outermost first.
+    """
+    for _, module in reversed(running):
+        if has_bits(module):
+            layer: Any = module
+            return float(layer.weight_bits), float(layer.act_bits)
+    return None
+
+
+def declared_attention_bits(running: Sequence[tuple[str, nn.Module]]) -> float | None:
+    """Bits of both operands of an attention product: the innermost `attention_bits` attribute.
+
+    Attention products have no weight, and at low weight bits they are most of the BOPs that
+    remain; whoever quantizes Q, K, V and the probabilities sets `attention_bits` on the
+    attention module.
+    """
+    for _, module in reversed(running):
+        bits = getattr(module, "attention_bits", None)
+        if bits is not None:
+            return float(bits)
+    return None

@@ -1,0 +1,166 @@
+"""Building the emoji dataset from the npm packages that carry the drawings.
+
+Needs the ``build`` extra (``resvg-py``) and ``npm`` when a package has to be fetched.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .emoji import COLOUR_STEP, SIZE, write_emoji_file
+
+CAPTIONS = "emojibase-data@17.0.0"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One drawing style: the npm package that holds it and whose character table names its icons."""
+
+    package: str
+    names_from: str | None = None
+
+    @property
+    def tarball(self) -> str:
+        name, version = self.package.rsplit("@", 1)
+        return f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
+
+
+SOURCES = {
+    "noto": Source("@iconify-json/noto@1.2.9"),
+    "noto-v1": Source("@iconify-json/noto-v1@1.2.5", names_from="noto"),
+    "twemoji": Source("@iconify-json/twemoji@1.2.5"),
+    "fluent": Source("@iconify-json/fluent-emoji@1.2.7", names_from="fluent-flat"),
+    "fluent-flat": Source("@iconify-json/fluent-emoji-flat@1.2.6"),
+    "fluent-3d": Source("@lobehub/fluent-emoji-3d@1.1.0"),
+}
+
+
+def _read(tarball: Path, member: str) -> bytes:
+    with tarfile.open(tarball) as archive:
+        handle = archive.extractfile(f"package/{member}")
+        if handle is None:
+            raise FileNotFoundError(f"{tarball} holds no {member}")
+        return handle.read()
+
+
+def fetch_packages(folder: Path) -> None:
+    """`npm pack` every package of `SOURCES` that `folder` does not hold yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in [*SOURCES.values(), Source(CAPTIONS)]:
+        if not (folder / source.tarball).exists():
+            subprocess.run(["npm", "pack", "--silent", source.package], cwd=folder, check=True)
+
+
+def _key(hexcode: str) -> str:
+    """Code points in lower case without the variation selector, which the packages use unevenly."""
+    return "-".join(part for part in hexcode.lower().split("-") if part != "fe0f")
+
+
+def _svg_icons(folder: Path, style: str) -> Iterator[tuple[str, Any]]:
+    """(key, function that draws the icon) for every character of an iconify package."""
+    import resvg_py
+
+    source = SOURCES[style]
+    names_from = SOURCES[source.names_from] if source.names_from else source
+    icons = json.loads(_read(folder / source.tarball, "icons.json"))
+    names = json.loads(_read(folder / names_from.tarball, "chars.json"))
+    for hexcode, name in names.items():
+        alias = icons.get("aliases", {}).get(name, {})
+        if set(alias) - {"parent"}:
+            continue  # a rotated or flipped alias is another picture
+        icon = icons["icons"].get(alias.get("parent", name))
+        if icon is None:
+            continue
+        width = icon.get("width", icons.get("width", 16))
+        height = icon.get("height", icons.get("height", 16))
+        box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
+        svg = (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="{box}" width="{SIZE}" height="{SIZE}">{icon["body"]}</svg>'
+        )
+
+        def draw(svg: str = svg) -> Image.Image:
+            png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE)
+            return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+
+        yield _key(hexcode), draw
+
+
+def _webp_icons(folder: Path, style: str) -> Iterator[tuple[str, Any]]:
+    with tarfile.open(folder / SOURCES[style].tarball) as archive:
+        for member in archive:  # in order: seeking back in a gzip reads it again from the start
+            path = Path(member.name)
+            handle = archive.extractfile(member) if path.suffix == ".webp" else None
+            if handle is None:
+                continue
+            data = handle.read()
+
+            def draw(data: bytes = data) -> Image.Image:
+                # Premultiplied while it shrinks, so that hidden colours do not bleed into edges.
+                picture = Image.open(io.BytesIO(data)).convert("RGBA").convert("RGBa")
+                return picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS).convert("RGBA")
+
+            yield _key(path.stem), draw
+
+
+def quantize_colours(rgba: np.ndarray, step: int = COLOUR_STEP) -> np.ndarray:
+    """Round every channel to multiples of `step` (0 and 255 kept): half the bytes, error ≤ step/2."""
+    rounded = np.round(rgba.astype(np.float32) / step) * step
+    rounded = np.where(rgba >= 255 - step // 2, 255, np.minimum(rounded, 255)).astype(np.uint8)
+    rounded[rounded[..., 3] == 0] = 0
+    return rounded
+
+
+def build_emoji(folder: Path, output: Path, step: int = COLOUR_STEP) -> dict[str, dict[str, int]]:
+    """Rasterise every base form and single skin tone in six styles into one file.
+
+    Args:
+        folder: holds the npm tarballs (`fetch_packages`).
+        output: the `.npz` to write.
+        step: colour rounding, see `quantize_colours`.
+
+    Returns:
+        style → {"base": pictures, "tones": pictures}.
+    """
+    entries = json.loads(_read(folder / Source(CAPTIONS).tarball, "en/data.json"))
+    groups = json.loads(_read(folder / Source(CAPTIONS).tarball, "meta/groups.json"))
+    concepts, forms = [], {}
+    for entry in entries:
+        if "group" not in entry:
+            continue  # lone regional indicators
+        for form in [entry, *entry.get("skins", [])]:
+            tone = form.get("tone", 0)
+            if isinstance(tone, int):  # pairs of people carry a list of tones
+                forms[_key(form["hexcode"])] = (len(concepts), tone)
+        concepts.append(
+            {
+                "hexcode": entry["hexcode"],
+                "label": entry["label"],
+                "tags": [tag for tag in entry.get("tags", []) if tag.isascii()],
+                "group": groups["groups"][str(entry["group"])],
+                "subgroup": groups["subgroups"][str(entry["subgroup"])],
+            }
+        )
+    pictures, counts = [], {}
+    for style, source in SOURCES.items():
+        icons = _webp_icons if "3d" in source.package else _svg_icons
+        drawn = {}
+        for key, draw in icons(folder, style):
+            if key in forms and key not in drawn:
+                drawn[key] = quantize_colours(np.asarray(draw()), step)
+        for key in sorted(drawn, key=lambda k: forms[k]):
+            pictures.append((*forms[key], style, drawn[key]))
+        tones = sum(forms[key][1] > 0 for key in drawn)
+        counts[style] = {"base": len(drawn) - tones, "tones": tones}
+    write_emoji_file(output, concepts, pictures)
+    return counts

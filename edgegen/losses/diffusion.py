@@ -1,0 +1,46 @@
+"""The denoising objective with ε- or v-prediction and SNR weighting."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Prediction = Literal["epsilon", "v_prediction"]
+
+
+def diffuse(sample: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """x_t = √ᾱ x₀ + √(1−ᾱ) ε, with `alpha_bar` (B,)."""
+    a = alpha_bar.view(-1, *[1] * (sample.ndim - 1))
+    return a.sqrt() * sample + (1 - a).sqrt() * noise
+
+
+def denoising_target(sample: Tensor, noise: Tensor, alpha_bar: Tensor, kind: Prediction) -> Tensor:
+    """ε, or v = √ᾱ ε − √(1−ᾱ) x₀ (Salimans & Ho 2022, Appendix D)."""
+    if kind == "epsilon":
+        return noise
+    a = alpha_bar.view(-1, *[1] * (sample.ndim - 1))
+    return a.sqrt() * noise - (1 - a).sqrt() * sample
+
+
+def min_snr_weight(alpha_bar: Tensor, kind: Prediction, gamma: float = 5.0) -> Tensor:
+    """Min-SNR-γ weight (Hang et al. 2023): min(SNR, γ) of the x₀ error, in the target's units."""
+    snr = alpha_bar / (1 - alpha_bar)
+    return snr.clamp_max(gamma) / (snr if kind == "epsilon" else snr + 1)
+
+
+def denoising_loss(
+    prediction: Tensor,
+    sample: Tensor,
+    noise: Tensor,
+    alpha_bar: Tensor,
+    kind: Prediction,
+    gamma: float | None = 5.0,
+) -> Tensor:
+    """Weighted mean squared error of a batch, scalar. `gamma=None` weighs all steps alike."""
+    target = denoising_target(sample, noise, alpha_bar, kind)
+    error = (prediction.float() - target.float()).square().flatten(1).mean(1)
+    if gamma is not None:
+        error = error * min_snr_weight(alpha_bar, kind, gamma)
+    return torch.mean(error)

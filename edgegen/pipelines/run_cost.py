@@ -1,0 +1,106 @@
+"""What a whole sampling run costs, from an architecture alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..cost import CostTracker, Part, Summary
+from .architectures import Architecture, vae_factor
+from .example_inputs import (
+    run_image_encoder,
+    run_text_encoder,
+    run_unet,
+    run_vae_decoder,
+    run_vae_encoder,
+)
+
+
+def run_cost(
+    architecture: Architecture,
+    steps: int,
+    guidance: bool = True,
+    batch: int = 1,
+    height: int | None = None,
+    width: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Summary:
+    """Cost of making `batch` pictures (or clips), counted on the `meta` device.
+
+    Texts are encoded once with their negatives, the UNet runs once a step on all guidance
+    branches, the autoencoder decodes once, and encodes once where the UNet takes a picture. An
+    autoencoder on its own encodes and decodes once.
+
+    Args:
+        height, width: pixels; the architecture's own by default.
+
+    Raises:
+        ValueError: fewer than one step or picture, no size, or one that the autoencoder cannot do.
+    """
+    for name, number in (("steps", steps), ("batch", batch)):
+        if number < 1:
+            raise ValueError(f"{name}={number}: must be at least 1")
+    size = _latent_size(architecture, height, width)
+    modules = architecture.build("meta")
+    for module in modules.values():
+        nn.Module.to(module, dtype)  # diffusers' own `to` warns of what matters to weights alone
+    parts: dict[str, Part] = {}
+    with torch.no_grad():
+        for times, name, call in _calls(architecture, modules, steps, guidance, batch, size):
+            with CostTracker({name: modules[name]}) as tracker:
+                call()
+            parts |= {key: part * times for key, part in tracker.summary().items()}
+    return Summary(parts, images=batch)
+
+
+def _calls(
+    architecture: Architecture,
+    modules: dict[str, nn.Module],
+    steps: int,
+    guidance: bool,
+    batch: int,
+    size: tuple[int, int],
+) -> Iterator[tuple[int, str, Callable[[], Any]]]:
+    """(times, component, one call of it), in the order in which a pipeline makes them."""
+    factor = vae_factor(architecture.components)
+    pixels = (size[0] * factor, size[1] * factor)
+    unet, vae = modules.get("unet"), modules.get("vae")
+    texts = [name for name in modules if name.startswith("text_encoder")]
+    for name in texts:
+        yield 1 + guidance, name, partial(run_text_encoder, modules[name], batch)
+    if "image_encoder" in modules:
+        yield 1, "image_encoder", partial(run_image_encoder, modules["image_encoder"], batch)
+    if vae is not None and _takes_picture(architecture):
+        yield 1, "vae", partial(run_vae_encoder, vae, batch, *pixels)
+    if unet is not None:
+        samples = batch * (architecture.branches if guidance else 1)
+        lengths = [architecture.components[name].get("max_position_embeddings") for name in texts]
+        tokens = max((length for length in lengths if length), default=77)
+        yield steps, "unet", partial(run_unet, unet, samples, *size, tokens)
+    if vae is not None:
+        yield 1, "vae", partial(run_vae_decoder, vae, batch, *size, architecture.frames)
+
+
+def _takes_picture(architecture: Architecture) -> bool:
+    unet = architecture.components.get("unet")
+    latents = architecture.components["vae"].get("latent_channels", 4)
+    return unet is None or unet.get("in_channels", latents) > latents
+
+
+def _latent_size(
+    architecture: Architecture, height: int | None, width: int | None
+) -> tuple[int, int]:
+    height, width = height or architecture.height, width or architecture.width
+    if not {"unet", "vae"} & architecture.components.keys():
+        return 0, 0
+    if height is None or width is None:
+        raise ValueError(f"{architecture.name} names no size: give height and width in pixels")
+    factor = vae_factor(architecture.components)
+    for name, pixels in (("height", height), ("width", width)):
+        if pixels < 1 or pixels % factor:
+            raise ValueError(f"{name}={pixels}: must be a positive multiple of {factor} pixels")
+    return height // factor, width // factor

@@ -1,0 +1,95 @@
+"""Writing a model that ships inside the package."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from ..assets import for_people, write_sums
+
+# What transformers adds about the process that wrote the file.
+_NOT_OF_THE_MODEL = ("is_local", "local_files_only")
+
+
+def save_embedded(pipe: DiffusionPipeline, folder: str | Path) -> Path:
+    """Write a pipeline as `edgegen/assets/NAME/` holds it; returns the folder.
+
+    A plain diffusers folder with float16 safetensors and `SHA256SUMS`, which diffusers'
+    `from_pretrained` loads as float32 without a warning. The pipeline is not changed. Files for
+    people (`assets.for_people`) already in the folder stay; everything else in it is replaced, at
+    once and only at the end.
+
+    Raises:
+        ValueError: a safety checker is attached, or a weight does not fit float16.
+    """
+    folder = Path(folder)
+    if getattr(pipe, "safety_checker", None) is not None:
+        raise ValueError("save_embedded: detach the safety checker (pipe.safety_checker = None)")
+    halves = {}
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            halves[name] = _half(name, part)
+    taken = inspect.signature(type(pipe).__init__).parameters
+    parts = pipe.components
+    flags = {key: value for key, value in pipe.config.items() if key in taken and key not in parts}
+    if "requires_safety_checker" in taken:
+        flags["requires_safety_checker"] = False  # or from_pretrained warns of its absence
+    written = type(pipe)(**{**parts, **halves, **flags})
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        new = Path(temporary) / "new"
+        written.save_pretrained(new, safe_serialization=True)
+        for name in ("text_encoder", "text_encoder_2"):
+            if (new / name).is_dir():
+                _plain_text_encoder(new / name)
+        for name in ("tokenizer", "tokenizer_2"):
+            if (new / name).is_dir():
+                # transformers 5 writes tokenizer.json alone; earlier ones read these two.
+                written.components[name].backend_tokenizer.model.save(str(new / name))
+                _edit(new / name / "tokenizer_config.json", drop=_NOT_OF_THE_MODEL)
+        for path in new.rglob("*.json"):
+            _edit(path, drop=("_name_or_path",))
+        if folder.is_dir():
+            for path in folder.iterdir():
+                if path.is_file() and for_people(path):
+                    shutil.copy2(path, new / path.name)
+            folder.rename(Path(temporary) / "old")
+        write_sums(new)
+        new.rename(folder)
+    return folder
+
+
+def _half(name: str, module: torch.nn.Module) -> torch.nn.Module:
+    half = copy.deepcopy(module).half()
+    for key, value in half.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"save_embedded: {name}.{key} does not fit float16")
+    return half
+
+
+def _plain_text_encoder(folder: Path) -> None:
+    # transformers loads the dtype that this names, diffusers always float32: with float16 here the
+    # pipeline would mix the two and fail.
+    _edit(folder / "config.json", dtype="float32")
+    # Since transformers 5.6 CLIPTextModel has no inner `text_model`, but every version reads the
+    # names of the published checkpoints.
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    if not any(key.startswith("text_model.") for key in weights):
+        weights = {f"text_model.{key}": value for key, value in weights.items()}
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def _edit(path: Path, drop: tuple[str, ...] = (), **changes: str) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if changes or not content.keys().isdisjoint(drop):
+        kept = {key: value for key, value in content.items() if key not in drop} | changes
+        path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,74 @@
+"""diffusers' schedulers by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import diffusers
+from diffusers import SchedulerMixin
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+def scheduler_names() -> list[str]:
+    """Names of the diffusers schedulers that sample from a Stable Diffusion model, sorted.
+
+    These are the ones that diffusers declares exchangeable with `DDIMScheduler` (so none for flow
+    matching or EDM), without video and inversion schedulers, and the two for distilled models.
+    """
+    names = {"LCMScheduler", "TCDScheduler"}
+    for name in dir(diffusers):
+        cls = getattr(diffusers, name) if name.endswith("Scheduler") else None
+        if (
+            inspect.isclass(cls)
+            and issubclass(cls, SchedulerMixin)
+            and "DDIMScheduler" in getattr(cls, "_compatibles", [])
+            and not name.startswith("CogVideoX")
+            and "Inverse" not in name
+        ):
+            names.add(name)
+    return sorted(names)
+
+
+def make_scheduler(
+    scheduler: str | SchedulerMixin | None,
+    current: SchedulerMixin,
+    prediction_type: str | None = None,
+) -> SchedulerMixin:
+    """The scheduler asked for, with the noise schedule of the model's own (`current`).
+
+    Args:
+        scheduler: a name from `scheduler_names()`, with or without the ending `Scheduler`; an
+            instance, taken as it is; or None for `current`.
+        prediction_type: what the UNet predicts, where the configuration is wrong about it:
+            one of `PREDICTION_TYPES`.
+
+    Raises:
+        ValueError: an unknown name or prediction type.
+    """
+    if prediction_type is not None and prediction_type not in PREDICTION_TYPES:
+        raise ValueError(
+            f"prediction_type '{prediction_type}' is unknown: allowed are "
+            f"{', '.join(PREDICTION_TYPES)}"
+        )
+    changes = {} if prediction_type is None else {"prediction_type": prediction_type}
+    if scheduler is None:
+        return type(current).from_config(current.config, **changes) if changes else current
+    if not isinstance(scheduler, str):
+        return type(scheduler).from_config(scheduler.config, **changes) if changes else scheduler
+    name = scheduler if scheduler.endswith("Scheduler") else f"{scheduler}Scheduler"
+    if name not in scheduler_names():
+        raise ValueError(
+            f"scheduler '{scheduler}' is unknown: allowed are {', '.join(scheduler_names())}"
+        )
+    cls = getattr(diffusers, name)
+    return cls.from_config(_understood(cls, current.config), **changes)
+
+
+def _understood(cls: type, config: Mapping[str, Any]) -> dict[str, Any]:
+    # What the class does not take would only be warned about; keys with an underscore tell
+    # from_config which values were nobody's choice.
+    taken = inspect.signature(cls).parameters
+    return {key: value for key, value in config.items() if key in taken or key.startswith("_")}

@@ -1,0 +1,95 @@
+"""Pictures from prompts, each with noise of its own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+
+def noise_seed(seed: int, index: int) -> int:
+    """64-bit seed of the noise of the prompt number `index` (from 0) under `seed` (≥ 0).
+
+    Hashed, so that the pictures of one seed share no noise with those of another.
+    """
+    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0])
+
+
+def noise_generator(seed: int, index: int) -> torch.Generator:
+    """The generator of one picture's noise: on the CPU, so that every device draws the same."""
+    return torch.Generator("cpu").manual_seed(noise_seed(seed, index))
+
+
+def sample(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[tuple[int, int]],
+    *,
+    steps: int,
+    guidance: float,
+    height: int,
+    width: int,
+    negative_prompt: str | None = None,
+) -> list[Image.Image]:
+    """One picture a prompt, as PIL images of `width` × `height` pixels.
+
+    Args:
+        pipe: a text-to-image pipeline.
+        prompts: made together in one batch.
+        seeds: (seed, index) of each prompt's noise. The noise depends on nothing else: not on the
+            batch, nor on the device.
+        guidance: weight of classifier-free guidance; 1 and below turn it off.
+        negative_prompt: what to steer away from; None leaves it to the pipeline (mostly the empty
+            text).
+    """
+    optional: dict[str, Any] = {}
+    if negative_prompt is not None:
+        optional["negative_prompt"] = [negative_prompt] * len(prompts)
+    with torch.inference_mode():
+        return pipe(
+            prompt=list(prompts),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=height,
+            width=width,
+            generator=[noise_generator(*pair) for pair in seeds],
+            **optional,
+        ).images
+
+
+def default_guidance(pipe: DiffusionPipeline) -> float:
+    """The guidance that the pipeline's own `__call__` uses when none is given."""
+    return float(inspect.signature(pipe.__call__).parameters["guidance_scale"].default)
+
+
+def default_size(pipe: DiffusionPipeline) -> tuple[int, int]:
+    """Height and width in pixels that the UNet was trained for."""
+    size = pipe.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
+
+
+def cut_off(pipe: DiffusionPipeline, prompt: str) -> str:
+    """What the text encoders do not read of a prompt that is too long for them; else "".
+
+    With two text encoders, the longer of the two losses.
+    """
+    lost = ""
+    for suffix in ("", "_2"):
+        tokenizer = getattr(pipe, f"tokenizer{suffix}", None)
+        encoder = getattr(pipe, f"text_encoder{suffix}", None)
+        if tokenizer is None or encoder is None:
+            continue
+        limit = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        if len(prompt.encode()) + 2 <= limit:  # a token is a byte at least
+            continue
+        # Not the tokenizer's own truncation: the last place is for the end of the text.
+        tokens = tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
+        rest = tokenizer.decode(tokens[limit - 1 : -1]).strip() if len(tokens) > limit else ""
+        lost = max(lost, rest, key=len)
+    return lost

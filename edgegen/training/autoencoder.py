@@ -1,0 +1,61 @@
+"""Training of a small AutoencoderKL."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from ..losses.reconstruction import kl_to_standard_normal, psnr, reconstruction_loss
+from ..pipelines.latents import fold_latent_moments, latent_moments
+from .optimization import adamw
+
+
+class AutoencoderModule(lightning.LightningModule):
+    """Reconstruction with a light KL term; validation logs PSNR in dB by validation set.
+
+    Args:
+        model: the autoencoder.
+        kl: weight of the KL term, in units of the pixel loss.
+        optimizer: keyword arguments of `optimization.adamw`.
+        seed: of the latents' noise.
+    """
+
+    def __init__(self, model: AutoencoderKL, optimizer: dict[str, Any], kl: float = 1e-4, seed: int = 0) -> None:
+        super().__init__()
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer_options, self.kl, self.seed = optimizer, kl, seed
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        posterior = self.model.encode(batch).latent_dist
+        generator = torch.Generator(self.device).manual_seed(
+            (self.seed * 2**32 + self.global_step) * 1024 + self.global_rank
+        )
+        decoded = self.model.decode(posterior.sample(generator)).sample
+        pixels = reconstruction_loss(decoded.float(), batch)
+        kl = kl_to_standard_normal(posterior.mean.float(), posterior.logvar.float())
+        self.log_dict({"train/pixels": pixels, "train/kl": kl})
+        return pixels + self.kl * kl
+
+    def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        decoded = self.model.decode(self.model.encode(batch).latent_dist.mode()).sample.clamp(-1, 1)
+        name = list(self.trainer.datamodule.validation_sets)[dataloader_idx]  # type: ignore[attr-defined]
+        self.log(f"val/psnr_{name}", psnr(decoded, batch).mean(), batch_size=len(batch), add_dataloader_idx=False)
+
+    @torch.no_grad()
+    def export(self, folder: Path, data: Any, samples: int = 2048) -> None:
+        """Centre and scale the latents over the start of the training stream, and save."""
+        model = copy.deepcopy(self.model).cpu().float().eval()
+        data.setup()
+        pictures = torch.stack([data.train_set[i] for i in range(samples)])
+        fold_latent_moments(model, *latent_moments(model, pictures))
+        model.save_pretrained(folder)
+
+    def configure_optimizers(self) -> Any:
+        return adamw(self.model.parameters(), **self.optimizer_options)

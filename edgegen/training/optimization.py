@@ -1,0 +1,36 @@
+"""Optimiser and learning-rate schedule from two plain numbers and a name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from diffusers.optimization import get_scheduler
+from torch import nn
+
+
+def adamw(
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    schedule: str,
+    warmup: int,
+    steps: int,
+    weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.99),
+) -> dict[str, Any]:
+    """What `configure_optimizers` returns: AdamW, decay on matrices and kernels only.
+
+    `schedule` is a name that `diffusers.optimization.get_scheduler` knows, such as ``cosine`` or
+    ``constant_with_warmup``; `warmup` and `steps` count optimisation steps.
+    """
+    parameters = [p for p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, foreach=True)
+    scheduler = get_scheduler(
+        schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

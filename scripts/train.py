@@ -1,0 +1,6 @@
+"""`python scripts/train.py experiment=emoji/vae`: see configs/train.yaml and configs/experiment/."""
+
+from edgegen.commands.train import main
+
+if __name__ == "__main__":
+    main()
