@@ -3,8 +3,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import edgegen
 import pytest
+
+import edgegen
 from edgegen.pipelines import load as module
 
 

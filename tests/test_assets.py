@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from edgegen import assets
 
 # SHA-256 of "abc", from FIPS 180-4's example.

@@ -25,7 +25,10 @@ def rewrite(arguments: Sequence[str], free_text: Iterable[str], name: str) -> li
     """
     keys = set(free_text)
     rewritten: list[str] = []
+    models = [argument for argument in arguments if argument.startswith("model=")]
     for argument in arguments:
+        if argument in models[:-1]:
+            continue  # the last one counts, and none of another's source
         match = None if argument.startswith("-") else _OVERRIDE.fullmatch(argument)
         key, value = (match["key"], match["value"]) if match else ("", "")
         bare = key.lstrip("+")

@@ -16,13 +16,15 @@ def main(cfg: DictConfig, run: Run) -> None:
     if cfg.module is None or cfg.data is None:
         raise ValueError("nothing to train: name an experiment, such as experiment=emoji/vae")
     if cfg.trainer.max_steps < 0 and cfg.trainer.max_time is None:
-        raise ValueError("training has no end: set trainer.max_steps=N or trainer.max_time=DD:HH:MM:SS")
+        raise ValueError(
+            "training has no end: set trainer.max_steps=N or trainer.max_time=DD:HH:MM:SS"
+        )
     last = run.folder / "checkpoints" / "last.ckpt"
     if last.exists() and not cfg.resume:
         raise ValueError(f"{last} exists: continue with resume=true or choose another output_dir")
     lightning.seed_everything(cfg.seed, verbose=False)
-    data = instantiate(cfg.data)
-    module = instantiate(cfg.module)
+    data = instantiate(cfg.data, _convert_="all")
+    module = instantiate(cfg.module, _convert_="all")
     checkpoints = ModelCheckpoint(
         run.dir / "checkpoints",
         filename="{step}",

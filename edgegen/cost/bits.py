@@ -1,10 +1,11 @@
-"""Bit widths: what a quantized module tells the counter."""
+"""Weights as they are stored, and the bit widths that a quantized module tells the counter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import nn
 
 
@@ -53,3 +54,28 @@ def declared_attention_bits(running: Sequence[tuple[str, nn.Module]]) -> float |
         if bits is not None:
             return float(bits)
     return None
+
+
+def weights(module: nn.Module) -> tuple[list[torch.Tensor], int, int]:
+    """(tensors, parameters, bytes): a module's weights, shared ones taken once.
+
+    Returns:
+        Its parameters and buffers, the number of values in the parameters, and the bytes that all
+        of it takes where it is stored, with `stored_bytes` of the layers that have it.
+    """
+    tensors: dict[int, torch.Tensor] = {}
+    spoken_for: set[int] = set()
+    params = stored = 0
+    for layer in module.modules():
+        own = [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None]
+        for tensor in own:
+            if id(tensor) not in tensors and isinstance(tensor, nn.Parameter):
+                params += tensor.numel()
+            tensors[id(tensor)] = tensor
+        if has_bits(layer):
+            inner = {id(t) for t in (*layer.parameters(), *layer.buffers())}
+            if not inner or not inner <= spoken_for:
+                stored += int(layer.stored_bytes)  # type: ignore[arg-type]
+            spoken_for |= inner
+    stored += sum(t.nbytes for key, t in tensors.items() if key not in spoken_for)
+    return list(tensors.values()), params, stored

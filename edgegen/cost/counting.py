@@ -10,6 +10,7 @@ counts as linear when it is eager.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.nn.modules.module import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import formulas
-from .bits import declared_attention_bits, declared_bits, has_bits
+from .bits import declared_attention_bits, declared_bits, has_bits, weights
 from .formulas import Kind
 from .tally import Cost, ModuleCost
 
@@ -49,31 +50,6 @@ def count(module: nn.Module, *args: Any, **kwargs: Any) -> Cost:
 
 def is_compiled(module: nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
-
-
-def weights(module: nn.Module) -> tuple[list[torch.Tensor], int, int]:
-    """(tensors, parameters, bytes): a module's weights, shared ones taken once.
-
-    Returns:
-        Its parameters and buffers, the number of values in the parameters, and the bytes that all
-        of it takes where it is stored, with `stored_bytes` of the layers that have it.
-    """
-    tensors: dict[int, torch.Tensor] = {}
-    spoken_for: set[int] = set()
-    params = stored = 0
-    for layer in module.modules():
-        own = [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None]
-        for tensor in own:
-            if id(tensor) not in tensors and isinstance(tensor, nn.Parameter):
-                params += tensor.numel()
-            tensors[id(tensor)] = tensor
-        if has_bits(layer):
-            inner = {id(t) for t in (*layer.parameters(), *layer.buffers())}
-            if not inner or not inner <= spoken_for:
-                stored += int(layer.stored_bytes)  # type: ignore[arg-type]
-            spoken_for |= inner
-    stored += sum(t.nbytes for key, t in tensors.items() if key not in spoken_for)
-    return list(tensors.values()), params, stored
 
 
 class _Operators(TorchDispatchMode):
@@ -124,6 +100,9 @@ class Counter:
         self._weights = {_storage(t) for t in tensors}
         self._derived: set[int] = set()  # those of them that were computed during the call
         self._operators = _Operators(self._record)
+        self._attention = nn.functional.scaled_dot_product_attention
+        self._thread = threading.get_ident()
+        self._attending = False  # inside a fused attention, which is counted as a whole
         self._layers_with_bits = 0  # running now; their simulated traffic is not counted
         self._handles: list[Any] = []
         self._row = ModuleCost()
@@ -136,6 +115,8 @@ class Counter:
             register_module_forward_pre_hook(self._enter_module),
             register_module_forward_hook(self._leave_module, always_call=True),
         ]
+        self._attention = nn.functional.scaled_dot_product_attention
+        nn.functional.scaled_dot_product_attention = self._attend
         self._operators.__enter__()
         return self
 
@@ -143,6 +124,7 @@ class Counter:
         for handle in self._handles:
             handle.remove()
         self._operators.__exit__(*exc)
+        nn.functional.scaled_dot_product_attention = self._attention
         self.cost.modules = {
             name: row for name, row in self.cost.modules.items() if row != ModuleCost()
         }
@@ -173,14 +155,36 @@ class Counter:
                 break
         self._row = self._row_of(self._running[-1][0])
 
+    def _attend(self, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """torch's fused attention as one operator.
+
+        Below it, each device and dtype has its own way: one kernel, or (as on meta) a dozen
+        operators that no device with such a kernel runs. Who calls it by another name than
+        `torch.nn.functional.scaled_dot_product_attention` has the same MACs, but those bytes.
+        """
+        if threading.get_ident() != self._thread:
+            return self._attention(query, key, value, *args, **kwargs)
+        self._attending = True
+        try:
+            out = self._attention(query, key, value, *args, **kwargs)
+            if out.device.type == "meta" and out.dim() == 4:
+                # As the kernels lay it out: tokens before heads, so that joining heads is no copy.
+                out = out.transpose(1, 2).contiguous().transpose(1, 2)
+        finally:
+            self._attending = False
+        self._add_bytes(_tensors([query, key, value, args, kwargs, out]))
+        macs = formulas.attention_macs(query.shape, key.shape, value.shape)
+        self._add_attention(macs, _bits(query), _bits(key))
+        return out
+
     def _record(self, func: Any, kind: Kind, args: Any, kwargs: Any, out: Any) -> None:
-        if kind is Kind.NEW:
+        if kind is Kind.NEW or self._attending:
             self._forget(_tensors(out))
             return
         inputs = _tensors((args, kwargs) if kwargs else args)
         outputs = [out] if isinstance(out, torch.Tensor) else _tensors(out)
-        if not self._layers_with_bits:
-            self._row.bytes += sum([t.nbytes for t in inputs]) + sum([t.nbytes for t in outputs])
+        self._add_bytes(inputs)
+        self._add_bytes(outputs)
         if inputs and all(_storage(t) in self._weights for t in inputs):
             made = {_storage(t) for t in outputs} - self._weights
             self._weights |= made
@@ -203,20 +207,27 @@ class Counter:
 
     def _record_macs(self, func: Any, kind: Kind, args: Any, kwargs: Any, out: Any) -> None:
         macs = formulas.macs(func, args, kwargs, out)
-        row = self._row
         operands = formulas.operands(func, args) or _tensors(out)
         bits = (_bits(operands[0]), _bits(operands[-1]))
         if kind is Kind.ATTENTION or (kind is Kind.MATMUL and not self._has_weight(operands)):
-            row.attention += macs
-            declared = declared_attention_bits(self._running)
-            bits = (declared, declared) if declared else bits
+            self._add_attention(macs, *bits)
+            return
+        if kind is Kind.CONV:
+            self._row.conv += macs
         else:
-            if kind is Kind.CONV:
-                row.conv += macs
-            else:
-                row.linear += macs
-            bits = declared_bits(self._running) or bits
-        row.bops += macs * bits[0] * bits[1]
+            self._row.linear += macs
+        bits = declared_bits(self._running) or bits
+        self._row.bops += macs * bits[0] * bits[1]
+
+    def _add_attention(self, macs: int, *bits: float) -> None:
+        declared = declared_attention_bits(self._running)
+        bits = (declared, declared) if declared else bits
+        self._row.attention += macs
+        self._row.bops += macs * bits[0] * bits[1]
+
+    def _add_bytes(self, tensors: list[torch.Tensor]) -> None:
+        if not self._layers_with_bits:
+            self._row.bytes += sum([t.nbytes for t in tensors])
 
     def _has_weight(self, operands: list[torch.Tensor]) -> bool:
         found = {_storage(t) for t in operands}

@@ -164,6 +164,11 @@ def operands(func: Any, args: tuple[Any, ...]) -> list[torch.Tensor]:
     return tensors[1:3] if _ADDS.fullmatch(op_name(func)) else tensors[:2]
 
 
+def attention_macs(query: torch.Size, key: torch.Size, value: torch.Size) -> int:
+    """MACs of QKᵀ and AV for shapes (…, heads, S, D), a causal mask or not."""
+    return _sdpa(query, key, value) // 2
+
+
 def macs(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
     """MACs of one call of an operator that has a formula.
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .counting import Counter, weights
+from .bits import weights
+from .counting import Counter
 from .modes import current_mode, uncompiled
 from .summary import DENOISERS, Part, Summary
 from .tally import Cost
@@ -220,7 +221,8 @@ def _components(target: Any) -> dict[str, nn.Module]:
     items = target if isinstance(target, Mapping) else getattr(target, "components", None)
     if not isinstance(items, Mapping):
         raise ValueError(
-            f"cannot count a {type(target).__name__}: give a pipeline, a module or a dict of them"
+            f"cannot count an object of type {type(target).__name__}: "
+            "give a pipeline, a module or a dict of modules"
         )
     found: dict[int, tuple[str, nn.Module]] = {}
     for name, module in items.items():

@@ -56,7 +56,9 @@ class Picture:
 
 
 def write_emoji_file(
-    path: Path, concepts: Sequence[dict[str, Any]], pictures: Sequence[tuple[int, int, str, np.ndarray]]
+    path: Path,
+    concepts: Sequence[dict[str, Any]],
+    pictures: Sequence[tuple[int, int, str, np.ndarray]],
 ) -> None:
     """Write `(concept, tone, style, (64, 64, 4) uint8)` pictures as lossless WebP in one `.npz`."""
 

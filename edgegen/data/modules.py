@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -119,20 +118,33 @@ class PictureData(StreamDataModule):
         self.rgba = {i: emoji.rgba(i) for i in range(len(emoji))}
         files = photos.packaged_photos() + photos.find_media(self.photo_folders, self.exclude)
         held = [photos.is_held_out(path) for path in files]
-        self.frames = [f for p, h in zip(files, held, strict=True) if not h for f in photos.read_frames(p)]
-        test = [f for p, h in zip(files, held, strict=True) if h for f in photos.read_frames(p, most=6)]
+        self.frames = [
+            f for p, h in zip(files, held, strict=True) if not h for f in photos.read_frames(p)
+        ]
+        test = [
+            f for p, h in zip(files, held, strict=True) if h for f in photos.read_frames(p, most=6)
+        ]
         self.train_set = Stream(emoji.indices("train"), self.view, self.seed)
-        concepts = emoji.indices("concepts")[:: max(1, len(emoji.indices("concepts")) // self.validation_samples)]
+        concepts = emoji.indices("concepts")[
+            :: max(1, len(emoji.indices("concepts")) // self.validation_samples)
+        ]
         white = np.array(BACKGROUNDS["white"])
-        self.validation_sets["emoji"] = _Views(concepts, lambda i: to_tensor(composite(self.rgba[i], white)))
+        self.validation_sets["emoji"] = _Views(
+            concepts, lambda i: to_tensor(composite(self.rgba[i], white))
+        )
         if test:
             rng = np.random.default_rng(0)
-            crops = [photos.random_crop(test[i % len(test)], 64, rng) for i in range(self.validation_samples)]
+            crops = [
+                photos.random_crop(test[i % len(test)], 64, rng)
+                for i in range(self.validation_samples)
+            ]
             self.validation_sets["photos"] = _Views(crops, to_tensor)
 
     def view(self, index: int, rng: np.random.Generator) -> Tensor:
         if self.frames and rng.random() < self.photo_fraction:
-            return to_tensor(photos.random_crop(self.frames[rng.integers(len(self.frames))], 64, rng))
+            return to_tensor(
+                photos.random_crop(self.frames[rng.integers(len(self.frames))], 64, rng)
+            )
         shift = rng.uniform(-8, 8, 2)
         moved = place(self.rgba[index], rng.uniform(0.6, 1.1), *shift, flip=rng.random() < 0.5)
         kind = rng.random()
@@ -187,7 +199,11 @@ class CaptionData(StreamDataModule):
 
     def plain_view(self, index: int) -> tuple[Tensor, Tensor, int]:
         picture = to_tensor(composite(self.rgba[index], np.array(BACKGROUNDS["white"])))
-        return picture, self.tokens(self.emoji.caption(self.emoji.pictures[index])), self.group(index)
+        return (
+            picture,
+            self.tokens(self.emoji.caption(self.emoji.pictures[index])),
+            self.group(index),
+        )
 
     def view(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, int]:
         picture = self.emoji.pictures[index]

@@ -39,7 +39,14 @@ def place(rgba: np.ndarray, scale: float, dx: float, dy: float, flip: bool) -> n
         return np.ascontiguousarray(rgba)
     size = rgba.shape[0]
     centre = size / 2
-    inverse = (1 / scale, 0, centre - (centre + dx) / scale, 0, 1 / scale, centre - (centre + dy) / scale)
+    inverse = (
+        1 / scale,
+        0,
+        centre - (centre + dx) / scale,
+        0,
+        1 / scale,
+        centre - (centre + dy) / scale,
+    )
     # Premultiplied ("RGBa") while resampling: transparent pixels carry no colour into edges.
     picture = Image.fromarray(np.ascontiguousarray(rgba)).convert("RGBa")
     moved = picture.transform(

@@ -8,7 +8,9 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def latent_moments(vae: AutoencoderKL, pictures: Tensor, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+def latent_moments(
+    vae: AutoencoderKL, pictures: Tensor, batch_size: int = 64
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each latent channel, (C,) float64, over (N, 3, H, W)."""
     means = [vae.encode(batch).latent_dist.mean for batch in pictures.split(batch_size)]
     latents = torch.cat(means).double()
@@ -28,7 +30,9 @@ def fold_latent_moments(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
     """
     into, out = vae.quant_conv, vae.post_quant_conv
     if into is None or out is None:
-        raise ValueError("the autoencoder lacks quant_conv or post_quant_conv: nothing to fold into")
+        raise ValueError(
+            "the autoencoder lacks quant_conv or post_quant_conv: nothing to fold into"
+        )
     channels = len(mean)
     mean, std = mean.to(into.weight), std.to(into.weight)
     # The first half of the moments is the mean, the second the log-variance.

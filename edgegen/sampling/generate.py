@@ -88,8 +88,9 @@ def cut_off(pipe: DiffusionPipeline, prompt: str) -> str:
         limit = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
         if len(prompt.encode()) + 2 <= limit:  # a token is a byte at least
             continue
-        # Not the tokenizer's own truncation: the last place is for the end of the text.
-        tokens = tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
-        rest = tokenizer.decode(tokens[limit - 1 : -1]).strip() if len(tokens) > limit else ""
+        # The last place is for the end of the text.
+        read = tokenizer(prompt, truncation=False, verbose=False, return_offsets_mapping=True)
+        tokens, places = read["input_ids"], read["offset_mapping"]
+        rest = prompt[places[limit - 1][0] :].strip() if len(tokens) > limit else ""
         lost = max(lost, rest, key=len)
     return lost

@@ -26,7 +26,9 @@ class AutoencoderModule(lightning.LightningModule):
         seed: of the latents' noise.
     """
 
-    def __init__(self, model: AutoencoderKL, optimizer: dict[str, Any], kl: float = 1e-4, seed: int = 0) -> None:
+    def __init__(
+        self, model: AutoencoderKL, optimizer: dict[str, Any], kl: float = 1e-4, seed: int = 0
+    ) -> None:
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer_options, self.kl, self.seed = optimizer, kl, seed
@@ -46,7 +48,12 @@ class AutoencoderModule(lightning.LightningModule):
     def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
         decoded = self.model.decode(self.model.encode(batch).latent_dist.mode()).sample.clamp(-1, 1)
         name = list(self.trainer.datamodule.validation_sets)[dataloader_idx]  # type: ignore[attr-defined]
-        self.log(f"val/psnr_{name}", psnr(decoded, batch).mean(), batch_size=len(batch), add_dataloader_idx=False)
+        self.log(
+            f"val/psnr_{name}",
+            psnr(decoded, batch).mean(),
+            batch_size=len(batch),
+            add_dataloader_idx=False,
+        )
 
     @torch.no_grad()
     def export(self, folder: Path, data: Any, samples: int = 2048) -> None:

@@ -16,14 +16,15 @@ from diffusers import (
     LCMScheduler,
     UNet2DConditionModel,
 )
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
 from edgegen import assets
 from edgegen.pipelines.autoencoders import unscaled_encoder
 from edgegen.pipelines.fingerprint import weight_checksums
 from edgegen.pipelines.load import load
 from edgegen.pipelines.save import save_embedded
 from edgegen.pipelines.schedulers import make_scheduler, scheduler_names
-from PIL import Image
-from safetensors.torch import load_file, save_file
 
 FAMILIES = ("sd1", "sd2", "sdxl", "ip2p")
 Folders = dict[str, Path]

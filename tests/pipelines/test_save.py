@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+from transformers import CLIPTokenizer
+
 from edgegen import assets
 from edgegen.pipelines.load import load
 from edgegen.pipelines.save import save_embedded
-from safetensors.torch import load_file
-from transformers import CLIPTokenizer
 
 PLAIN = """
 import sys

@@ -17,11 +17,12 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from edgegen.pipelines.ldm_layout import read_layout
-from edgegen.pipelines.load import load
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from edgegen.pipelines.ldm_layout import read_layout
+from edgegen.pipelines.load import load
 
 SCHEDULERS = {
     "sd1": PNDMScheduler,

@@ -75,9 +75,13 @@ def fail(error):
     ],
 )
 def test_a_broken_run_says_so(tmp_path, end, raised, status):
-    with pytest.raises(raised), Run(tmp_path) as run:
-        run.log({"a/b": 1})
-        end()
+    def run_it():
+        with Run(tmp_path) as run:
+            run.log({"a/b": 1})
+            end()
+
+    with pytest.raises(raised):
+        run_it()
     record = read_record(tmp_path)
     assert record["status"] == status
     assert not is_finished(tmp_path)

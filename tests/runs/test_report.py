@@ -131,7 +131,7 @@ def test_the_table_holds_the_figures(tmp_path):
 def test_many_pictures_and_no_cost_are_told(tmp_path):
     page, _ = report(tmp_path, cost=None, most=2)
     assert len([tag for tag, _ in page.tags if tag == "img"]) == 2
-    assert "1 more picture" in page.text
+    assert "folder: 1 more" in page.text
     assert "The cost is not known" in page.text
 
 

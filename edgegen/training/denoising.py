@@ -1,0 +1,124 @@
+"""Training of a text-conditioned latent diffusion UNet."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, StableDiffusionPipeline
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
+
+from ..losses.diffusion import denoising_loss, diffuse
+from ..pipelines.save import save_embedded
+from .optimization import adamw
+
+
+def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
+    """The text half of a CLIP as the CLIPTextModel that Stable Diffusion conditions on."""
+    config = CLIPTextConfig(**{**clip.config.text_config.to_dict(), "dtype": None})
+    encoder = CLIPTextModel(config)
+    encoder.load_state_dict(clip.text_model.state_dict(), strict=True)
+    return encoder.eval().requires_grad_(False)
+
+
+class DenoisingModule(lightning.LightningModule):
+    """ε- or v-prediction with Min-SNR weights and an exponential moving average of the weights.
+
+    Args:
+        unet: what is trained, a UNet2DConditionModel.
+        clip: its text half conditions the UNet and stays as it is.
+        scheduler: gives ᾱ and the prediction type.
+        optimizer: keyword arguments of `optimization.adamw`.
+        ema_decay: of the averaged weights, which are what is exported and sampled from.
+        gamma: of Min-SNR; null weighs all steps alike.
+        compile: run the UNet through torch.compile.
+        seed: of noise and timesteps.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        clip: CLIPModel,
+        scheduler: SchedulerMixin,
+        optimizer: dict[str, Any],
+        ema_decay: float = 0.9995,
+        gamma: float | None = 5.0,
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.text_encoder = text_encoder_of(clip)
+        self.scheduler, self.optimizer_options = scheduler, optimizer
+        self.gamma, self.seed = gamma, seed
+        self.ema = EMAModel(self.unet.parameters(), decay=ema_decay, foreach=True)
+        self.register_buffer("alpha_bar", scheduler.alphas_cumprod.clone(), persistent=False)
+        # In a tuple, so that the compiled twin is no second submodule with the same weights.
+        self._forward = (torch.compile(self.unet) if compile else self.unet,)
+
+    def noise(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise and timesteps, a function of (seed, step, rank) alone; timesteps are stratified."""
+        generator = torch.Generator(latents.device).manual_seed(
+            (self.seed * 2**32 + self.global_step) * 1024 + self.global_rank
+        )
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+        count, steps = len(latents), len(self.alpha_bar)
+        offset = torch.rand(1, generator=generator, device=latents.device)
+        uniform = (torch.arange(count, device=latents.device) / count + offset) % 1
+        return noise, (uniform * steps).long().clamp_max(steps - 1)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        latents, tokens = batch
+        with torch.no_grad():
+            text = self.text_encoder(tokens)[0]
+        noise, timesteps = self.noise(latents)
+        alpha_bar = self.alpha_bar[timesteps]
+        noisy = diffuse(latents, noise, alpha_bar).contiguous(memory_format=torch.channels_last)
+        output = self._forward[0](noisy, timesteps, text, return_dict=False)[0]
+        kind = self.scheduler.config.prediction_type
+        loss = denoising_loss(output, latents, noise, alpha_bar, kind, self.gamma)
+        self.log("train/loss", loss)
+        return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.ema.step(self.unet.parameters())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ema"] = self.ema.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.ema.load_state_dict(checkpoint["ema"])
+
+    def on_fit_start(self) -> None:
+        self.ema.to(self.device)
+
+    def averaged_unet(self) -> nn.Module:
+        """A copy of the UNet that holds the averaged weights."""
+        unet = copy.deepcopy(self.unet).float().cpu().eval()
+        self.ema.copy_to(unet.parameters())
+        return unet.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+    def pipeline(self, data: Any) -> StableDiffusionPipeline:
+        """Everything together as diffusers knows it, with averaged weights."""
+        return StableDiffusionPipeline(
+            vae=data.vae,
+            text_encoder=copy.deepcopy(self.text_encoder).float().cpu(),
+            tokenizer=data.tokenizer,
+            unet=self.averaged_unet(),
+            scheduler=DPMSolverMultistepScheduler.from_config(self.scheduler.config),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def export(self, folder: Path, data: Any) -> None:
+        """Save the pipeline as a plain diffusers folder in float16."""
+        save_embedded(self.pipeline(data), folder)
+
+    def configure_optimizers(self) -> Any:
+        return adamw(self.unet.parameters(), **self.optimizer_options)

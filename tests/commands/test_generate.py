@@ -1,0 +1,361 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from omegaconf import OmegaConf
+from PIL import Image
+
+import edgegen
+from edgegen.commands import generate
+from edgegen.commands._prompts import read_prompts
+from edgegen.pipelines.schedulers import scheduler_names
+from edgegen.runs.generation import GenerationCost
+from edgegen.runs.pictures import read_settings
+from edgegen.runs.record import is_finished, read_record
+from edgegen.sampling.generate import cut_off, noise_generator, noise_seed
+
+
+@pytest.fixture
+def make(tiny_pipeline_folder, tmp_path, monkeypatch):
+    """Runs the command on the tiny model in 2 steps; returns the folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*overrides, folder="o"):
+        fixed = [f"model={tiny_pipeline_folder}", "steps=2", f"output_dir={folder}"]
+        generate.main([*fixed, *overrides])
+        return Path(folder)
+
+    return run
+
+
+@pytest.fixture
+def refused(make, capsys):
+    """Runs the command, which must stop with one line and leave no folder; returns the line."""
+
+    def run(*overrides):
+        with pytest.raises(SystemExit) as stopped:
+            make(*overrides)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2
+        assert error.count("\n") == 1, error
+        assert not Path("o").exists()
+        return error
+
+    return run
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def metrics_of(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+# The pictures
+
+
+def test_pictures_are_those_of_plain_diffusers(make, tiny_pipeline_folder):
+    folder = make(
+        'prompts=["a fox", "an ox"]',
+        "scheduler=DPMSolverMultistepScheduler",
+        "guidance=3",
+        "seed=5",
+        "negative_prompt=bad, worse",
+    )
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline_folder, safety_checker=None)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(
+        ["a fox", "an ox"],
+        negative_prompt=["bad, worse"] * 2,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        generator=[torch.Generator().manual_seed(noise_seed(5, index)) for index in range(2)],
+    ).images
+    for number, image in enumerate(images):
+        assert np.array_equal(pixels(folder / f"images/{number:06d}.png"), np.asarray(image))
+
+
+def test_a_picture_depends_on_seed_and_number_not_on_its_batch(make):
+    together = make('prompts=["a","b","c","d","e"]', "batch_size=4", folder="together")
+    alone = make('prompts=["a","b","c","d","e"]', "batch_size=1", folder="alone")
+    for number in range(5):
+        name = f"images/{number:06d}.png"
+        assert abs(pixels(together / name) - pixels(alone / name)).max() <= 1
+    assert abs(pixels(together / "images/000000.png") - pixels(together / name)).max() > 10
+
+
+def test_several_pictures_a_prompt_are_those_of_several_seeds(make):
+    both = make('prompts=["a","b"]', "num_images=2", "seed=7", "batch_size=1", folder="both")
+    for copy, seed in enumerate((7, 8)):
+        one = make('prompts=["a","b"]', f"seed={seed}", "batch_size=1", folder=f"one{seed}")
+        for index in range(2):
+            wanted = pixels(one / f"images/{index:06d}.png")
+            assert np.array_equal(pixels(both / f"images/{2 * index + copy:06d}.png"), wanted)
+
+
+def test_seeds_share_no_noise():
+    seeds = {noise_seed(seed, index) for seed in range(50) for index in range(50)}
+    assert len(seeds) == 2500
+    first, second = (
+        torch.randn(1000, generator=noise_generator(*pair)) for pair in [(0, 1), (1, 0)]
+    )
+    assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.1
+    again = torch.randn(1000, generator=noise_generator(0, 1))
+    assert torch.equal(first, again)
+
+
+def test_a_png_tells_all_that_it_takes_to_make_it_again(make, tiny_pipeline_folder):
+    prompt = "a=[b], 'c' ${d}"
+    folder = make(f"prompts={prompt}", "seed=4", "guidance=2.5", "scheduler=EulerAncestralDiscrete")
+    settings = read_settings(folder / "images/000000.png")
+    assert settings["prompt"] == prompt
+    pipe = edgegen.load(settings["model"], scheduler=settings["scheduler"])
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe(
+        settings["prompt"],
+        num_inference_steps=settings["steps"],
+        guidance_scale=settings["guidance"],
+        height=settings["height"],
+        width=settings["width"],
+        generator=noise_generator(settings["seed"], settings["index"]),
+    ).images[0]
+    assert np.array_equal(pixels(folder / "images/000000.png"), np.asarray(image))
+
+
+def test_the_run_is_recorded(make, tiny_pipeline_folder, capsys):
+    folder = make('prompts=["a","b","c"]', "batch_size=2", "height=24", "width=16")
+    assert is_finished(folder)
+    record = read_record(folder)
+    names = {Path(name).relative_to(tiny_pipeline_folder).parts[0] for name in record["files"]}
+    assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= names
+    assert record["device"] == "cpu"
+    assert record["seeds"] == [0]
+    assert pixels(folder / "images/000002.png").shape == (24, 16, 3)
+    assert (folder / "grid.png").exists()
+    printed = capsys.readouterr().out
+    assert "3 pictures" in printed
+    assert "conv+linear" in printed
+
+
+@pytest.mark.parametrize(
+    "name", ["DDIM", "LCMScheduler", "KDPM2AncestralDiscrete", "UniPCMultistep"]
+)
+def test_schedulers_by_name(make, name):
+    folder = make("prompts=a", f"scheduler={name}", "steps=3")
+    assert read_settings(folder / "images/000000.png")["scheduler"].startswith(name)
+    assert metrics_of(folder)["run/images_new"] == 1
+
+
+# Again
+
+
+def test_run_again_it_makes_only_what_is_missing(make):
+    arguments = ['prompts=["a","b","c","d"]', "batch_size=2"]
+    folder = make(*arguments)
+    first = {path.name: path.read_bytes() for path in (folder / "images").iterdir()}
+    kept = (folder / "images/000000.png").stat().st_mtime_ns
+    (folder / "images/000003.png").unlink()
+    (folder / "images/000001.png").write_bytes(first["000001.png"][:100])
+    make(*arguments)
+    assert {path.name: path.read_bytes() for path in (folder / "images").iterdir()} == first
+    assert (folder / "images/000000.png").stat().st_mtime_ns == kept
+    assert metrics_of(folder)["run/images_new"] == 2
+
+
+def test_run_again_when_all_is_there_it_keeps_the_cost(make, monkeypatch):
+    folder = make("prompts=a")
+    before = metrics_of(folder)
+    monkeypatch.setattr(generate, "sample", None)  # not called
+    make("prompts=a")
+    assert metrics_of(folder) == before | {"run/images_new": 0}
+    (folder / "cost.json").unlink()
+    make("prompts=a")
+    assert metrics_of(folder)["cost/seconds_per_image"] is None
+    assert "cost/seconds_per_image" in read_record(folder)["null_metrics"]
+
+
+@pytest.mark.parametrize("change", ["seed=1", "guidance=1", "steps=3", "negative_prompt=x"])
+def test_other_settings_make_other_pictures(make, change):
+    folder = make("prompts=a")
+    before = (folder / "images/000000.png").read_bytes()
+    make("prompts=a", change)
+    assert metrics_of(folder)["run/images_new"] == 1
+    assert (folder / "images/000000.png").read_bytes() != before
+
+
+def test_what_is_left_of_a_longer_run_goes_but_nothing_else(make):
+    folder = make('prompts=["a","b","c"]')
+    Image.new("RGB", (4, 4)).save(folder / "images/000009.png")  # somebody else's
+    make("prompts=a")
+    assert sorted(path.name for path in (folder / "images").iterdir()) == [
+        "000000.png",
+        "000009.png",
+    ]
+
+
+# The prompts
+
+
+def prompts_of(**settings):
+    return read_prompts(OmegaConf.create({"prompts": None, "prompts_file": None, **settings}))
+
+
+def test_a_file_has_a_prompt_a_line(tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_bytes("\ufeffa, b\r\n\n  'c' \u2028 d  \r\n[e]=${f}\n\n".encode())
+    assert prompts_of(prompts_file=str(file)) == ["a, b", "'c' \u2028 d", "[e]=${f}"]
+
+
+def test_the_empty_prompt_is_a_prompt(make):
+    folder = make("prompts=", "guidance=1")
+    assert read_settings(folder / "images/000000.png")["prompt"] == ""
+
+
+def test_too_long_a_prompt_is_cut_and_it_says_what(make, capsys):
+    # 24 places: start, 22 letters and end.
+    long = "abcdefghijklmnopqrstuvwxyz 123"
+    folder = make(f'prompts=["short", "{long}"]')
+    lines = [line for line in capsys.readouterr().err.splitlines() if "cut" in line]
+    assert lines == ["prompt 1 is too long; cut off: 'wxyz 123'"]
+    assert read_record(folder)["prompts_cut"] == [{"prompt": 1, "cut": "wxyz 123"}]
+    assert metrics_of(folder)["run/prompts_cut"] == 1
+    other = make(f'prompts=["short", "{long[:22]}q and others"]', folder="other")
+    same = [pixels(each / "images/000001.png") for each in (folder, other)]
+    assert np.array_equal(*same)  # what was said to be cut has no say
+
+
+def test_prompts_of_just_the_right_length_are_not_cut(tiny_pipeline_folder):
+    pipe = edgegen.load(tiny_pipeline_folder)
+    assert cut_off(pipe, "a" * 22) == ""
+    assert cut_off(pipe, "a" * 23) == "a"
+    assert cut_off(pipe, "") == ""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], "prompts and prompts_file: give one of the two, got neither"),
+        (["prompts=a", "prompts_file=b"], "got both"),
+        (["prompts=[]"], "the list is empty"),
+        (["prompts_file=none.txt"], "prompts_file=none.txt: no such file"),
+        (["prompts_file=."], "prompts_file=.: must be a text file"),
+        (["prompts=a", "steps=0"], "steps=0: must be a whole number, 1 or more"),
+        (["prompts=a", "steps=2.5"], "steps=2.5"),
+        (["prompts=a", "steps=1001"], "steps=1001: DDIMScheduler"),
+        (["prompts=a", "seed=-1"], "seed=-1"),
+        (["prompts=a", "batch_size=0"], "batch_size=0"),
+        (["prompts=a", "num_images=x"], "num_images=x"),
+        (["prompts=a", "guidance=-1"], "guidance=-1"),
+        (["prompts=a", "guidance=much"], "guidance=much"),
+        (["prompts=a", "guidance=nan"], "guidance=nan"),
+        (["prompts=a", "height=20"], "height=20: must be a multiple of 8"),
+        (["prompts=a", "device=abacus"], "abacus"),
+        (["prompts=a", "negative_prompt=['a','b']"], "negative_prompt"),
+        (["prompts=a", "scheduler=Nope"], "DPMSolverMultistepScheduler"),
+        (["prompts=a", "model=/no/such/model"], "/no/such/model"),
+        (["prompts=a", "model=taesd"], "model=taesd"),
+        (["prompts=\udcff"], "UTF-8"),
+    ],
+)
+def test_bad_settings_take_one_line(refused, overrides, words):
+    assert words in refused(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "holds no prompt"),
+        (b" \n\r\n\n", "holds no prompt"),
+        (b"a\xff\xfe", "byte 1 is not UTF-8"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "must be a text file"),
+        (b"a\0b", "zero bytes"),
+    ],
+)
+def test_files_that_hold_no_prompts_are_refused(refused, tmp_path, content, words):
+    (tmp_path / "p").write_bytes(content)
+    line = refused("prompts_file=p")
+    assert words in line
+    assert "prompts_file=p" in line
+
+
+def test_a_scheduler_that_is_none_is_answered_with_all(refused):
+    line = refused("prompts=a", "scheduler=Nope")
+    assert all(name in line for name in scheduler_names())
+
+
+def test_models_that_edit_are_refused(refused, monkeypatch, tiny_pipeline_folder):
+    pipe = edgegen.load(tiny_pipeline_folder)
+
+    class Editor(type(pipe)):
+        def __call__(self, prompt, image=None):
+            raise AssertionError
+
+    pipe.__class__ = Editor
+    monkeypatch.setattr(generate, "load", lambda *_, **__: pipe)
+    assert "text-to-image" in refused("prompts=a")
+
+
+def test_ten_thousand_prompts(make, tmp_path, monkeypatch):
+    (tmp_path / "p.txt").write_text("".join(f"number {n}\n" for n in range(10_000)))
+    image, largest = Image.new("RGB", (8, 8)), 0
+
+    def sample(pipe, prompts, seeds, **settings):
+        nonlocal largest
+        largest = max(largest, len(prompts))
+        return [image] * len(prompts)
+
+    monkeypatch.setattr(generate, "sample", sample)
+    folder = make("prompts_file=p.txt", "batch_size=500", "grid_max=6")
+    files = sorted((folder / "images").iterdir())
+    assert len(files) == 10_000
+    assert largest == 500
+    for number in (0, 99, 9_999):
+        assert read_settings(files[number])["prompt"] == f"number {number}"
+    with Image.open(folder / "grid.png") as sheet:
+        assert sheet.width < 1000
+
+
+# The cost
+
+
+def test_the_cost_is_that_of_one_picture(tiny_pipeline_folder):
+    pipe = edgegen.load(tiny_pipeline_folder)
+    pipe.set_progress_bar_config(disable=True)
+
+    def cost_of(steps, batches, guidance=3.0):
+        with GenerationCost(pipe) as cost:
+            for images in batches:
+                with cost.batch(images):
+                    pipe(["a"] * images, num_inference_steps=steps, guidance_scale=guidance)
+        return {part["name"]: part for part in cost.result()["parts"]}, cost.result()
+
+    once, result = cost_of(2, [1])
+    assert sum(part["share"] for part in once.values()) == pytest.approx(1)
+    assert result["metrics"]["cost/total_tflops_all"] == pytest.approx(
+        2e-3 * sum(part["gmacs_all"] for part in once.values())
+    )
+    assert not result["warm"]
+    more, result = cost_of(4, [3, 2])
+    assert (result["warm"], result["images"]) == (True, 2)
+    assert more["unet"]["gmacs_all"] == pytest.approx(2 * once["unet"]["gmacs_all"])
+    assert more["vae.decoder"] | {"seconds": 0} == pytest.approx(
+        once["vae.decoder"] | {"seconds": 0, "share": more["vae.decoder"]["share"]}
+    )
+    assert (more["unet"]["calls"], more["vae.decoder"]["calls"]) == (4, 1)
+    assert all(part["seconds"] > 0 for part in more.values())
+    assert (
+        sum(part["seconds"] for part in more.values()) < result["metrics"]["cost/seconds_per_image"]
+    )
+    alone, _ = cost_of(2, [1], guidance=1.0)
+    assert alone["unet"]["gmacs_all"] == pytest.approx(once["unet"]["gmacs_all"] / 2)
+    assert not pipe.unet._forward_hooks
+    assert not pipe.unet._forward_pre_hooks
+    with GenerationCost(pipe) as cost:
+        pass
+    assert cost.result() is None
