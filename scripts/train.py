@@ -1,4 +1,4 @@
-"""`python scripts/train.py experiment=emoji/vae`: see configs/train.yaml and configs/experiment/."""
+"""`python scripts/train.py experiment=emoji/vae`: see configs/train.yaml and experiment/."""
 
 from edgegen.commands.train import main
 

@@ -24,7 +24,7 @@ CAPTIONS = "emojibase-data@17.0.0"
 
 @dataclass(frozen=True)
 class Source:
-    """One drawing style: the npm package that holds it and whose character table names its icons."""
+    """One drawing style: its npm package, and the style whose character table names its icons."""
 
     package: str
     names_from: str | None = None
@@ -114,7 +114,7 @@ def _webp_icons(folder: Path, style: str) -> Iterator[tuple[str, Any]]:
 
 
 def quantize_colours(rgba: np.ndarray, step: int = COLOUR_STEP) -> np.ndarray:
-    """Round every channel to multiples of `step` (0 and 255 kept): half the bytes, error ≤ step/2."""
+    """Round channels to multiples of `step`, 0 and 255 kept: half the bytes, error ≤ step/2."""
     rounded = np.round(rgba.astype(np.float32) / step) * step
     rounded = np.where(rgba >= 255 - step // 2, 255, np.minimum(rounded, 255)).astype(np.uint8)
     rounded[rounded[..., 3] == 0] = 0

@@ -98,7 +98,7 @@ class LatentData(StreamDataModule):
         return str(rng.choice([b for b in BACKGROUNDS if b != "white"])) if coloured else "white"
 
     def picture(self, position: int, view: int, rgba: np.ndarray) -> Tensor:
-        """View `view` of a picture, (3, 64, 64) in [-1, 1]; view 0 is the picture as it is, on white."""
+        """One view of a picture, (3, 64, 64) in [-1, 1]; view 0 is the picture itself, on white."""
         rng = sample_rng(self.seed + 2, position * self.views + view)
         concept = self.emoji.concepts[self.emoji.pictures[self.items[position]].concept]
         flip = concept.may_flip and view > 0 and rng.random() < 0.5

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 
 def sample_rng(seed: int, number: int) -> np.random.Generator:
-    """The generator of sample `number`: counter-based, so any sample is drawn without the others."""
+    """The generator of sample `number`: counter-based, so no earlier sample has to be drawn."""
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, number]))
 
 

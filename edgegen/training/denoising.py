@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
@@ -37,6 +38,8 @@ class DenoisingModule(lightning.LightningModule):
         ema_decay: of the averaged weights, which are what is exported and sampled from.
         gamma: of Min-SNR; null weighs all steps alike.
         compile: run the UNet through torch.compile.
+        eager_attention: plain matrix products while training; on CPUs the fused kernel's backward
+            pass is slower than theirs at these sizes.
         seed: of noise and timesteps.
     """
 
@@ -49,10 +52,13 @@ class DenoisingModule(lightning.LightningModule):
         ema_decay: float = 0.9995,
         gamma: float | None = 5.0,
         compile: bool = False,
+        eager_attention: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if eager_attention:
+            self.unet.set_attn_processor(AttnProcessor())
         self.text_encoder = text_encoder_of(clip)
         self.scheduler, self.optimizer_options = scheduler, optimizer
         self.gamma, self.seed = gamma, seed

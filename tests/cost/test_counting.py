@@ -312,10 +312,11 @@ def test_nothing_stays_behind_after_an_error(unet: UNet2DConditionModel) -> None
     def hooks() -> list[int]:
         return [len(v) for k, v in vars(module_hooks).items() if k.startswith("_global_forward")]
 
-    before = hooks()
+    before, attention = hooks(), F.scaled_dot_product_attention
     with pytest.raises(Exception, match=r"shape|size|channels"):
         count(unet, torch.zeros(2, 5, 32, 32), 1, torch.zeros(2, 77, 48))
     assert hooks() == before
+    assert F.scaled_dot_product_attention is attention
     assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
 
 
