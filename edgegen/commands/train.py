@@ -40,7 +40,7 @@ def main(cfg: DictConfig, run: Run) -> None:
             checkpoints,
             LearningRateMonitor(),
             TQDMProgressBar(refresh_rate=20),
-            *(instantiate(callback) for callback in cfg.callbacks.values()),
+            *(instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()),
         ],
     )
     # Checkpoints hold tensors and plain values only, so nothing has to be unpickled.

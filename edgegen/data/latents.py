@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,15 +79,15 @@ class LatentData(StreamDataModule):
             self.latents = self._encode()
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_suffix(".tmp")
+                temporary = path.with_suffix(f".{os.getpid()}.tmp")
                 save_file({"latents": self.latents}, temporary)
                 temporary.replace(path)
         self.train_set = Stream(list(range(len(self.items))), self.sample, self.seed)
 
     def _key(self) -> str:
-        digest = hashlib.sha256(
-            json.dumps([self.domain, self.options, self.seed, self.items]).encode()
-        )
+        factor = self.vae.config.scaling_factor
+        options = [self.emoji.sha256, self.domain, self.options, self.seed, self.items, factor]
+        digest = hashlib.sha256(json.dumps(options).encode())
         for tensor in self.vae.state_dict().values():
             digest.update(tensor.detach().float().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]

@@ -35,6 +35,7 @@ class StreamDataModule(lightning.LightningDataModule):
         super().__init__()
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.samples_seen = 0
+        self._step: int | None = None  # the optimisation step at which `samples_seen` holds
         self.train_set: Dataset[Any] | None = None
         self.validation_sets: dict[str, Dataset[Any]] = {}
 
@@ -45,6 +46,8 @@ class StreamDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         rank, world = self._world()
         assert self.train_set is not None
+        self.samples_seen = self.state_dict()["samples_seen"]
+        self._step = None if self.trainer is None else self.trainer.global_step
         sampler = StreamSampler(self.samples_seen, rank, world)
         return DataLoader(
             self.train_set,
@@ -58,14 +61,16 @@ class StreamDataModule(lightning.LightningDataModule):
         return [DataLoader(d, self.batch_size) for d in self.validation_sets.values()]
 
     def state_dict(self) -> dict[str, int]:
-        if self.trainer is None:
+        if self.trainer is None or self._step is None:
             return {"samples_seen": self.samples_seen}
+        # Counted from where this run took over: an earlier one may have had other batches.
         _, world = self._world()
         per_step = self.batch_size * world * self.trainer.accumulate_grad_batches
-        return {"samples_seen": self.trainer.global_step * per_step}
+        steps = self.trainer.global_step - self._step
+        return {"samples_seen": self.samples_seen + steps * per_step}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self.samples_seen = state_dict["samples_seen"]
+        self.samples_seen, self._step = state_dict["samples_seen"], None
 
 
 class _Views(Dataset):

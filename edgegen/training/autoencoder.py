@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..losses.reconstruction import kl_to_standard_normal, psnr, reconstruction_loss
 from ..pipelines.latents import fold_latent_moments, latent_moments
-from .optimization import adamw
+from .optimization import adamw, step_generator
 
 
 class AutoencoderModule(lightning.LightningModule):
@@ -36,9 +36,7 @@ class AutoencoderModule(lightning.LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         batch = batch.contiguous(memory_format=torch.channels_last)
         posterior = self.model.encode(batch).latent_dist
-        generator = torch.Generator(self.device).manual_seed(
-            (self.seed * 2**32 + self.global_step) * 1024 + self.global_rank
-        )
+        generator = step_generator(self, self.seed, batch_idx)
         decoded = self.model.decode(posterior.sample(generator)).sample
         pixels = reconstruction_loss(decoded.float(), batch)
         kl = kl_to_standard_normal(posterior.mean.float(), posterior.logvar.float())

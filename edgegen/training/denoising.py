@@ -11,12 +11,13 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from ..losses.diffusion import denoising_loss, diffuse
 from ..pipelines.save import save_embedded
-from .optimization import adamw
+from .optimization import adamw, step_generator
 
 
 def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
@@ -67,11 +68,13 @@ class DenoisingModule(lightning.LightningModule):
         # In a tuple, so that the compiled twin is no second submodule with the same weights.
         self._forward = (torch.compile(self.unet) if compile else self.unet,)
 
-    def noise(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise and timesteps, a function of (seed, step, rank) alone; timesteps are stratified."""
-        generator = torch.Generator(latents.device).manual_seed(
-            (self.seed * 2**32 + self.global_step) * 1024 + self.global_rank
-        )
+    def setup(self, stage: str) -> None:
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            raise ValueError("trainer=fsdp shards the weights, which EMA averages: use trainer=ddp")
+
+    def noise(self, latents: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Noise and timesteps, a function of the seed and the batch's place; timesteps are stratified."""
+        generator = step_generator(self, self.seed, batch_idx)
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
         count, steps = len(latents), len(self.alpha_bar)
         offset = torch.rand(1, generator=generator, device=latents.device)
@@ -82,7 +85,7 @@ class DenoisingModule(lightning.LightningModule):
         latents, tokens = batch
         with torch.no_grad():
             text = self.text_encoder(tokens)[0]
-        noise, timesteps = self.noise(latents)
+        noise, timesteps = self.noise(latents, batch_idx)
         alpha_bar = self.alpha_bar[timesteps]
         noisy = diffuse(latents, noise, alpha_bar).contiguous(memory_format=torch.channels_last)
         output = self._forward[0](noisy, timesteps, text, return_dict=False)[0]
@@ -91,7 +94,10 @@ class DenoisingModule(lightning.LightningModule):
         self.log("train/loss", loss)
         return loss
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        # Not in `on_train_batch_end`, which comes after the checkpoint callback's own and also
+        # after batches whose gradient is only accumulated.
+        super().optimizer_step(*args, **kwargs)
         self.ema.step(self.unet.parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

