@@ -134,7 +134,8 @@ def build_emoji(folder: Path, output: Path, step: int = COLOUR_STEP) -> dict[str
     """
     entries = json.loads(_read(folder / Source(CAPTIONS).tarball, "en/data.json"))
     groups = json.loads(_read(folder / Source(CAPTIONS).tarball, "meta/groups.json"))
-    concepts, forms = [], {}
+    concepts: list[dict[str, Any]] = []
+    forms: dict[str, tuple[int, int]] = {}
     for entry in entries:
         if "group" not in entry:
             continue  # lone regional indicators

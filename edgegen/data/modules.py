@@ -150,8 +150,8 @@ class PictureData(StreamDataModule):
             return to_tensor(
                 photos.random_crop(self.frames[rng.integers(len(self.frames))], 64, rng)
             )
-        shift = rng.uniform(-8, 8, 2)
-        moved = place(self.rgba[index], rng.uniform(0.6, 1.1), *shift, flip=rng.random() < 0.5)
+        dx, dy = rng.uniform(-8, 8, 2)
+        moved = place(self.rgba[index], rng.uniform(0.6, 1.1), dx, dy, rng.random() < 0.5)
         kind = rng.random()
         if kind < 0.4:
             background = np.array(BACKGROUNDS["white"])
@@ -213,7 +213,9 @@ class CaptionData(StreamDataModule):
     def view(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, int]:
         picture = self.emoji.pictures[index]
         flip = self.emoji.concepts[picture.concept].may_flip and rng.random() < 0.5
-        moved = place(self.rgba[index], rng.uniform(0.75, 1.1), *rng.uniform(-6, 6, 2), flip=flip)
+        scale = rng.uniform(0.75, 1.1)
+        dx, dy = rng.uniform(-6, 6, 2)
+        moved = place(self.rgba[index], scale, dx, dy, flip)
         white = np.array(BACKGROUNDS["white"])
         background = white if rng.random() < 0.5 else random_background(rng, 64)
         caption = random_caption(self.emoji, index, rng)

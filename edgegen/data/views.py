@@ -89,7 +89,7 @@ def random_caption(emoji: EmojiSet, index: int, rng: np.random.Generator) -> str
         parts[0] = ("an " if parts[0][0] in "aeiou" else "a ") + parts[0]
     tags = [t for t in emoji.concepts[picture.concept].tags if t not in parts[0]]
     if tags and rng.random() < 0.2:
-        parts += [str(t) for t in rng.choice(tags, min(len(tags), rng.integers(1, 3)), False)]
+        parts += [str(t) for t in rng.choice(tags, min(len(tags), int(rng.integers(1, 3))), False)]
     if rng.random() < 0.95:
         parts.append(f"{picture.style} style")
     return ", ".join(parts)

@@ -44,6 +44,8 @@ class DenoisingModule(lightning.LightningModule):
         seed: of noise and timesteps.
     """
 
+    alpha_bar: Tensor
+
     def __init__(
         self,
         unet: nn.Module,
