@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import lightning
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from ..runs.record import Run
+from ..training.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from ._main import command
 
 
@@ -19,33 +27,62 @@ def main(cfg: DictConfig, run: Run) -> None:
         raise ValueError(
             "training has no end: set trainer.max_steps=N or trainer.max_time=DD:HH:MM:SS"
         )
+    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**22:
+        raise ValueError(f"seed={cfg.seed}: must be a whole number from 0 to {2**22 - 1}")
+    if not isinstance(cfg.checkpoint_every, int) or cfg.checkpoint_every < 1:
+        raise ValueError(
+            f"checkpoint_every={cfg.checkpoint_every}: must be a whole number, 1 or more"
+        )
     last = run.folder / "checkpoints" / "last.ckpt"
     if last.exists() and not cfg.resume:
         raise ValueError(f"{last} exists: continue with resume=true or choose another output_dir")
     lightning.seed_everything(cfg.seed, verbose=False)
     data = instantiate(cfg.data, _convert_="all")
     module = instantiate(cfg.module, _convert_="all")
-    checkpoints = ModelCheckpoint(
-        run.dir / "checkpoints",
-        filename="{step}",
-        save_last=True,
-        save_top_k=1,
-        every_n_train_steps=cfg.checkpoint_every,
-        save_on_train_epoch_end=False,
-    )
-    trainer = instantiate(
+    trainer = _trainer(cfg, run.folder / "checkpoints")
+    run.start()
+    _keep_curves(run.folder / "logs")
+    # Checkpoints hold tensors and plain values only, so nothing has to be unpickled.
+    trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    kept = ("train/", "val/")  # and none of the learning rates
+    run.log({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(kept)})
+    run.log({"train/steps": trainer.global_step})
+    if trainer.is_global_zero:
+        module.export(run.dir / "model", data)
+
+
+def _trainer(cfg: DictConfig, checkpoints: Path) -> lightning.Trainer:
+    return _build(
+        "trainer",
         cfg.trainer,
-        logger=instantiate(cfg.logger),
+        logger=_build("logger", cfg.logger),
         callbacks=[
-            checkpoints,
+            LastCheckpoint(checkpoints, cfg.checkpoint_every),
             LearningRateMonitor(),
             TQDMProgressBar(refresh_rate=20),
             *(instantiate(callback, _convert_="all") for callback in cfg.callbacks.values()),
         ],
+        plugins=[AtomicCheckpointIO()],
     )
-    # Checkpoints hold tensors and plain values only, so nothing has to be unpickled.
-    trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
-    run.log({name: float(v) for name, v in trainer.callback_metrics.items() if "/" in name})
-    run.log({"train/steps": trainer.global_step})
-    if trainer.is_global_zero:
-        module.export(run.dir / "model", data)
+
+
+def _build(group: str, config: DictConfig, **arguments: Any) -> Any:
+    """Instantiate the chosen option of a group; what this machine lacks for it is told in a line."""
+    chosen = f"{group}={HydraConfig.get().runtime.choices[group]}"
+    try:
+        return instantiate(config, **arguments)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ImportError):
+            extra = chosen.partition("=")[2]
+            raise ValueError(f"{chosen}: not installed: pip install 'edgegen[{extra}]'") from error
+        if isinstance(cause, MisconfigurationException):
+            raise ValueError(f"{chosen}: {cause}") from error
+        raise
+
+
+@rank_zero_only
+def _keep_curves(logs: Path) -> None:
+    """CSVLogger deletes the file that it finds: give the curves of earlier stretches numbers."""
+    if (logs / "metrics.csv").exists():
+        (logs / "metrics.csv").rename(logs / f"metrics_{len(list(logs.glob('metrics_*.csv')))}.csv")

@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..assets import ROOT, verify
+from ..assets import ROOT, file_sha256, verify
 
 SIZE = 64
 COLOUR_STEP = 8
@@ -107,7 +108,8 @@ class EmojiSet:
             Unicode order.
 
     Raises:
-        ValueError: an unknown group or style, with the allowed ones.
+        ValueError: an unknown group or style, with the allowed ones; a damaged file.
+        FileNotFoundError: no such file.
 
     Splits, each a pure function of the code point (and style family):
         ``concepts``: 5 % of the concepts, in every style;
@@ -124,10 +126,15 @@ class EmojiSet:
         tones: bool = True,
         limit: int | None = None,
     ) -> None:
-        with np.load(path or embedded_emoji(), allow_pickle=False) as file:
-            index = json.loads(file["index"].tobytes())
-            rows, ends = file["rows"], file["ends"]
-            self._webp = file["webp"]
+        path = embedded_emoji() if path is None else Path(path)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                index = json.loads(file["index"].tobytes())
+                rows, ends = file["rows"], file["ends"]
+                self._webp = file["webp"]
+        except (ValueError, LookupError, TypeError, EOFError, BadZipFile) as error:
+            raise ValueError(f"{path}: damaged, or not made by scripts/build_emoji.py") from error
+        self.sha256 = file_sha256(path)
         self.concepts = [
             Concept(c["hexcode"], c["label"], tuple(c["tags"]), c["group"], c["subgroup"])
             for c in index["concepts"]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..losses.reconstruction import kl_to_standard_normal, psnr, reconstruction_loss
 from ..pipelines.latents import fold_latent_moments, latent_moments
+from ..pipelines.parts import autoencoder
 from .optimization import adamw, step_generator
 
 
@@ -23,13 +24,27 @@ class AutoencoderModule(lightning.LightningModule):
         model: the autoencoder.
         kl: weight of the KL term, in units of the pixel loss.
         optimizer: keyword arguments of `optimization.adamw`.
+        weights: folder of a trained autoencoder of the same architecture to begin with.
+        decoder_only: leave the encoder, and with it every latent, as it is.
         seed: of the latents' noise.
     """
 
     def __init__(
-        self, model: AutoencoderKL, optimizer: dict[str, Any], kl: float = 1e-4, seed: int = 0
+        self,
+        model: AutoencoderKL,
+        optimizer: dict[str, Any],
+        kl: float = 1e-4,
+        weights: str | None = None,
+        decoder_only: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        if weights is not None:
+            model.load_state_dict(autoencoder(weights).state_dict())
+        self.decoder_only = decoder_only
+        if decoder_only:
+            model.encoder.requires_grad_(False)
+            model.quant_conv.requires_grad_(False)
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer_options, self.kl, self.seed = optimizer, kl, seed
 
@@ -57,9 +72,10 @@ class AutoencoderModule(lightning.LightningModule):
     def export(self, folder: Path, data: Any, samples: int = 2048) -> None:
         """Centre and scale the latents over the start of the training stream, and save."""
         model = copy.deepcopy(self.model).cpu().float().eval()
-        data.setup()
-        pictures = torch.stack([data.train_set[i] for i in range(samples)])
-        fold_latent_moments(model, *latent_moments(model, pictures))
+        if not self.decoder_only:
+            data.setup()
+            pictures = torch.stack([data.train_set[i] for i in range(samples)])
+            fold_latent_moments(model, *latent_moments(model, pictures))
         model.save_pretrained(folder)
 
     def configure_optimizers(self) -> Any:
