@@ -27,8 +27,8 @@ def main(cfg: DictConfig, run: Run) -> None:
         raise ValueError(
             "training has no end: set trainer.max_steps=N or trainer.max_time=DD:HH:MM:SS"
         )
-    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**22:
-        raise ValueError(f"seed={cfg.seed}: must be a whole number from 0 to {2**22 - 1}")
+    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+        raise ValueError(f"seed={cfg.seed}: must be a whole number from 0 to {2**32 - 1}")
     if not isinstance(cfg.checkpoint_every, int) or cfg.checkpoint_every < 1:
         raise ValueError(
             f"checkpoint_every={cfg.checkpoint_every}: must be a whole number, 1 or more"
@@ -67,7 +67,7 @@ def _trainer(cfg: DictConfig, checkpoints: Path) -> lightning.Trainer:
 
 
 def _build(group: str, config: DictConfig, **arguments: Any) -> Any:
-    """Instantiate the chosen option of a group; what this machine lacks for it is told in a line."""
+    """Instantiate the chosen option of a group, and tell in a line what it lacks here."""
     chosen = f"{group}={HydraConfig.get().runtime.choices[group]}"
     try:
         return instantiate(config, **arguments)

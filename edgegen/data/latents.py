@@ -35,7 +35,9 @@ class LatentData(StreamDataModule):
         tokenizer: pads and cuts captions to its `model_max_length`.
         groups, styles, tones, limit: the domain, see `EmojiSet`.
         views: encoded views of a picture.
-        shift: largest shift in pixels; scale: its range.
+        flip: share of mirrored views, where the label allows it.
+        shift: largest shift in pixels.
+        scale: range of the drawing's size.
         coloured: share of views on a coloured background.
         unconditional: share of samples whose caption is empty, for classifier-free guidance.
         cache: folder of the encoded stores; None encodes anew.
@@ -54,6 +56,7 @@ class LatentData(StreamDataModule):
         tones: bool = False,
         limit: int | None = None,
         views: int = 32,
+        flip: float = 0.5,
         shift: float = 3.0,
         scale: tuple[float, float] = (0.88, 1.0),
         coloured: float = 0.1,
@@ -63,15 +66,16 @@ class LatentData(StreamDataModule):
         super().__init__(batch_size, seed, workers)
         self.vae, self.tokenizer = vae, tokenizer
         self.domain = {"groups": groups, "styles": styles, "tones": tones, "limit": limit}
-        self.options = {"views": views, "shift": shift, "scale": tuple(scale), "coloured": coloured}
         self.views, self.unconditional = views, unconditional
+        self.flip, self.shift, self.scale, self.coloured = flip, shift, scale, coloured
         self.emoji_path, self.cache = emoji, cache
         self.emoji = EmojiSet(emoji, **self.domain)  # type: ignore[arg-type]
+        self.items = self.emoji.indices("train")
+        self._stream = Stream(list(range(len(self.items))), self.sample, seed)
 
     def setup(self, stage: str | None = None) -> None:
         if self.train_set is not None:
             return
-        self.items = self.emoji.indices("train")
         path = None if self.cache is None else Path(self.cache) / f"{self._key()}.safetensors"
         if path is not None and path.exists():
             self.latents = load_file(path)["latents"]
@@ -82,29 +86,31 @@ class LatentData(StreamDataModule):
                 temporary = path.with_suffix(f".{os.getpid()}.tmp")
                 save_file({"latents": self.latents}, temporary)
                 temporary.replace(path)
-        self.train_set = Stream(list(range(len(self.items))), self.sample, self.seed)
+        self.train_set = self._stream
 
     def _key(self) -> str:
         factor = self.vae.config.scaling_factor
-        options = [self.emoji.sha256, self.domain, self.options, self.seed, self.items, factor]
+        views = [self.views, self.flip, self.shift, list(self.scale), self.coloured]
+        options = [self.emoji.sha256, self.domain, views, self.seed, self.items, factor]
         digest = hashlib.sha256(json.dumps(options).encode())
-        for tensor in self.vae.state_dict().values():
-            digest.update(tensor.detach().float().contiguous().numpy().tobytes())
+        for part in (self.vae.encoder, self.vae.quant_conv):  # the decoder changes no latent
+            for tensor in part.state_dict().values() if part is not None else ():
+                digest.update(tensor.detach().float().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def background(self, position: int, view: int) -> str:
         """The background's name: a function of the view alone, so that captions can say it."""
         rng = sample_rng(self.seed + 1, position * self.views + view)
-        coloured = view > 0 and rng.random() < self.options["coloured"]
+        coloured = view > 0 and rng.random() < self.coloured
         return str(rng.choice([b for b in BACKGROUNDS if b != "white"])) if coloured else "white"
 
     def picture(self, position: int, view: int, rgba: np.ndarray) -> Tensor:
         """One view of a picture, (3, 64, 64) in [-1, 1]; view 0 is the picture itself, on white."""
         rng = sample_rng(self.seed + 2, position * self.views + view)
         concept = self.emoji.concepts[self.emoji.pictures[self.items[position]].concept]
-        flip = concept.may_flip and view > 0 and rng.random() < 0.5
-        dx, dy = rng.uniform(-1, 1, 2) * self.options["shift"]
-        scale = rng.uniform(*self.options["scale"])
+        flip = concept.may_flip and view > 0 and rng.random() < self.flip
+        dx, dy = rng.uniform(-1, 1, 2) * self.shift
+        scale = rng.uniform(*self.scale)
         moved = place(rgba, scale, dx, dy, flip) if view > 0 else rgba
         return to_tensor(composite(moved, np.array(BACKGROUNDS[self.background(position, view)])))
 

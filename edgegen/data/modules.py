@@ -112,16 +112,15 @@ class PictureData(StreamDataModule):
         validation_samples: int = 256,
     ) -> None:
         super().__init__(batch_size, seed, workers)
-        self.emoji_path, self.photo_fraction = emoji, photo_fraction
-        self.photo_folders, self.exclude = photo_folders, exclude
+        self.emoji, self.photo_fraction = EmojiSet(emoji), photo_fraction
+        self.files = photos.packaged_photos() + photos.find_media(photo_folders, exclude)
         self.validation_samples = validation_samples
 
     def setup(self, stage: str | None = None) -> None:
         if self.train_set is not None:
             return
-        emoji = EmojiSet(self.emoji_path)
+        emoji, files = self.emoji, self.files
         self.rgba = {i: emoji.rgba(i) for i in range(len(emoji))}
-        files = photos.packaged_photos() + photos.find_media(self.photo_folders, self.exclude)
         held = [photos.is_held_out(path) for path in files]
         self.frames = [
             f for p, h in zip(files, held, strict=True) if not h for f in photos.read_frames(p)
@@ -181,12 +180,11 @@ class CaptionData(StreamDataModule):
         emoji: str | None = None,
     ) -> None:
         super().__init__(batch_size, seed, workers)
-        self.emoji_path, self.tokenizer = emoji, tokenizer
+        self.emoji, self.tokenizer = EmojiSet(emoji), tokenizer
 
     def setup(self, stage: str | None = None) -> None:
         if self.train_set is not None:
             return
-        self.emoji = EmojiSet(self.emoji_path)
         self.rgba = [self.emoji.rgba(i) for i in range(len(self.emoji))]
         self.train_set = Stream(self.emoji.indices("train"), self.view, self.seed)
         for split in ("cells", "concepts"):

@@ -92,5 +92,5 @@ def random_crop(frame: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
     left = int(rng.integers(0, width - side + 1))
     crop = Image.fromarray(frame[top : top + side, left : left + side])
     crop = crop.resize((size, size), Image.Resampling.LANCZOS)
-    picture = np.asarray(crop)
+    picture = np.array(crop)
     return np.ascontiguousarray(picture[:, ::-1]) if rng.random() < 0.5 else picture

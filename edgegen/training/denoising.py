@@ -75,7 +75,7 @@ class DenoisingModule(lightning.LightningModule):
             raise ValueError("trainer=fsdp shards the weights, which EMA averages: use trainer=ddp")
 
     def noise(self, latents: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Noise and timesteps, a function of the seed and the batch's place; timesteps are stratified."""
+        """Noise and stratified timesteps, functions of the seed and the batch's place alone."""
         generator = step_generator(self, self.seed, batch_idx)
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
         count, steps = len(latents), len(self.alpha_bar)

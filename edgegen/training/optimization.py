@@ -40,11 +40,11 @@ def adamw(
 def step_generator(module: lightning.LightningModule, seed: int, batch_idx: int) -> torch.Generator:
     """A generator on the module's device, seeded by (seed, step, rank, accumulated batch) alone.
 
-    So a resumed run draws what it would have drawn. `seed` must be below 2²², a step may have 1024
-    batches over all ranks.
+    So a resumed run draws what it would have drawn. A step may have 1024 batches over all ranks.
     """
     trainer = module.trainer
     accumulated = batch_idx % trainer.accumulate_grad_batches
     slot = accumulated * trainer.world_size + trainer.global_rank
-    number = (seed * 2**32 + trainer.global_step) * 1024 + slot
-    return torch.Generator(module.device).manual_seed(number)
+    # PyTorch seeds its CPU generator with the lowest 32 bits: spread the seeds over those.
+    number = seed * 0x9E3779B9 + trainer.global_step * 1024 + slot
+    return torch.Generator(module.device).manual_seed(number % 2**32)

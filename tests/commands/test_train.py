@@ -1,0 +1,411 @@
+"""Whole trainings of tiny models through `scripts/train.py`'s own entry point."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from transformers import CLIPModel, CLIPTokenizer
+
+from edgegen.commands.train import main
+from edgegen.data import photos
+from edgegen.runs.record import read_record
+from edgegen.training.autoencoder import AutoencoderModule
+from edgegen.training.checkpoints import AtomicCheckpointIO
+from edgegen.training.denoising import DenoisingModule
+
+ROOT = Path(__file__).parents[2]
+MODULES = {"vae": AutoencoderModule, "unet": DenoisingModule}
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(AutoencoderModule.export, "__defaults__", (8,))
+
+
+@pytest.fixture
+def typed(
+    emoji_file: Path, vae_folder: Path, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, list[str]]:
+    """What is typed for a tiny training of each kind, but for `output_dir` and steps."""
+    monkeypatch.setattr(photos, "packaged_photos", lambda: [])
+    common = [f"+data.emoji={emoji_file}", "data.batch_size=2", "module.optimizer.warmup=2"]
+    return {
+        "vae": [
+            "experiment=emoji/vae",
+            *common,
+            "+data.validation_samples=2",
+            "module.model.block_out_channels=[4,4,4]",
+            "module.model.norm_num_groups=2",
+            "trainer.val_check_interval=3",
+        ],
+        "clip": [
+            "experiment=emoji/clip",
+            *common,
+            "+data.tokenizer.size=600",
+            f"+data.tokenizer.emoji={emoji_file}",
+            "+data.tokenizer.max_length=16",
+            "module.model.config.text_config.vocab_size=600",
+            "module.model.config.text_config.max_position_embeddings=16",
+            "module.model.config.text_config.hidden_size=16",
+            "module.model.config.text_config.intermediate_size=16",
+            "module.model.config.text_config.num_hidden_layers=1",
+            "module.model.config.vision_config.hidden_size=16",
+            "module.model.config.vision_config.intermediate_size=16",
+            "module.model.config.vision_config.num_hidden_layers=1",
+            "trainer.val_check_interval=2",
+        ],
+        "unet": [
+            "experiment=emoji/unet",
+            *common,
+            f"vae={vae_folder}",
+            f"clip={clip_folder}",
+            "data.views=2",
+            "data.cache=cache",
+            "module.compile=false",
+            "+module.ema_decay=0.5",
+            "module.unet.block_out_channels=[8,8,8,8]",
+            "module.unet.attention_head_dim=[2,2,2,2]",
+            "module.unet.norm_num_groups=4",
+            "module.unet.in_channels=4",
+            "module.unet.out_channels=4",
+            "module.unet.cross_attention_dim=16",
+            "callbacks.samples.every=4",
+            "+callbacks.samples.steps=1",
+            "callbacks.samples.prompts=[a,b]",
+            "+callbacks.samples.columns=2",
+        ],
+    }
+
+
+def train(kind: list[str], folder: str, steps: int, *more: str) -> dict:
+    """Run to the end and return its last checkpoint, which must hold no code."""
+    main([*kind, f"output_dir={folder}", f"trainer.max_steps={steps}", *more])
+    return checkpoint(folder)
+
+
+def checkpoint(folder: str) -> dict:
+    return torch.load(Path(folder) / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_same_bits(left: object, right: object, path: str = "") -> None:
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), path
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), path
+        for key in left:
+            assert_same_bits(left[key], right[key], f"{path}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), path
+        for number, pair in enumerate(zip(left, right, strict=True)):
+            assert_same_bits(*pair, f"{path}[{number}]")
+    else:
+        assert left == right, path
+
+
+STATE = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "ema")
+
+
+@pytest.mark.parametrize("kind", ["vae", "unet"])
+def test_resumed_equals_never_stopped(
+    kind: str, typed: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Killed in step 5, after the checkpoint of step 4; it goes on with two loader processes.
+    steps, every = 7, "checkpoint_every=4"
+    whole = train(typed[kind], "whole", steps, every)
+
+    def end(module: lightning.LightningModule, batch: object, batch_idx: int) -> None:
+        if module.global_step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MODULES[kind], "on_train_batch_start", end)
+        with pytest.raises(SystemExit) as stopped:
+            train(typed[kind], "parts", steps, every)
+    assert stopped.value.code == 143
+    assert read_record("parts")["status"] == "killed"
+    half = checkpoint("parts")
+    assert half["global_step"] == 4
+    parts = train(typed[kind], "parts", steps, every, "resume=true", "+data.workers=2")
+    assert parts["global_step"] == steps
+    (data,) = [name for name in whole if name.endswith("Data")]
+    assert whole[data] == {"samples_seen": 14}
+    assert half[data] == {"samples_seen": 8}
+    for key in (*STATE, data):
+        if key in whole:
+            assert_same_bits(whole[key], parts[key], key)
+    if kind == "unet":
+        assert whole["ema"]["optimization_step"] == steps
+    for path in Path("whole/model").rglob("*.safetensors"):
+        assert path.read_bytes() == Path("parts", *path.parts[1:]).read_bytes(), path
+    assert read_record("parts")["status"] == "finished"
+
+
+def test_a_slice_ends_with_a_checkpoint_and_the_next_goes_on(typed: dict[str, list[str]]) -> None:
+    schedule = "module.optimizer.steps=3"
+    whole = train(typed["clip"], "whole", 3, schedule)
+    part = train(typed["clip"], "parts", 2, schedule)
+    assert part["global_step"] == 2
+    Path("parts").rename("moved")
+    parts = train(typed["clip"], "moved", 3, schedule, "resume=true")
+    assert_same_bits(whole["state_dict"], parts["state_dict"])
+    assert_same_bits(whole["optimizer_states"], parts["optimizer_states"])
+    assert [path.name for path in Path("moved/checkpoints").iterdir()] == ["last.ckpt"]
+    # Run once more, there is nothing to do, and nothing changes.
+    again = train(typed["clip"], "moved", 3, schedule, "resume=true")
+    assert_same_bits(parts["state_dict"], again["state_dict"])
+
+
+def test_curves_of_every_stretch_are_kept(typed: dict[str, list[str]]) -> None:
+    log = "trainer.log_every_n_steps=1"
+    train(typed["clip"], "run", 2, log)
+    train(typed["clip"], "run", 3, log, "resume=true")
+    steps = []
+    for path in sorted(Path("run/logs").glob("metrics*.csv")):
+        with path.open() as file:
+            steps += [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert sorted(steps) == [0, 1, 2]
+
+
+def test_accumulated_batches_differ_and_average_once(typed: dict[str, list[str]]) -> None:
+    drawn: list[torch.Tensor] = []
+    noise = DenoisingModule.noise
+
+    def keep(module: DenoisingModule, latents: torch.Tensor, batch_idx: int) -> object:
+        drawn.append(noise(module, latents, batch_idx)[0])
+        return noise(module, latents, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DenoisingModule, "noise", keep)
+        saved = train(typed["unet"], "run", 2, "trainer.accumulate_grad_batches=2")
+    assert len(drawn) == 4
+    assert len({tensor.sum().item() for tensor in drawn}) == 4
+    assert saved["ema"]["optimization_step"] == 2
+    assert saved["LatentData"] == {"samples_seen": 8}
+
+
+def test_what_a_training_leaves(typed: dict[str, list[str]]) -> None:
+    train(typed["unet"], "unet", 4)
+    assert Path("unet/samples/step_000004.png").exists()
+    pipe = StableDiffusionPipeline.from_pretrained("unet/model")
+    assert pipe("thing 3, noto style", num_inference_steps=1, output_type="np").images.shape == (
+        (1, 64, 64, 3)
+    )
+    metrics = json.loads(Path("unet/metrics.json").read_text())
+    assert metrics.keys() == {"train/loss", "train/steps"}
+    train(typed["clip"], "clip", 2)
+    metrics = json.loads(Path("clip/metrics.json").read_text())
+    assert {"val/cells_top1", "val/concepts_top5", "train/loss"} <= metrics.keys()
+    assert all(0 <= metrics[f"val/{name}_top5"] <= 1 for name in ("cells", "concepts"))
+    assert CLIPModel.from_pretrained("clip/model").config.projection_dim == 128
+    assert CLIPTokenizer.from_pretrained("clip/model")("thing 3").input_ids[-1] < 600
+    train(typed["vae"], "vae", 3)
+    assert "val/psnr_emoji" in json.loads(Path("vae/metrics.json").read_text())
+    assert AutoencoderKL.from_pretrained("vae/model").config.scaling_factor == 1
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("where", ["write", "replace"])
+def test_a_checkpoint_broken_off_leaves_the_old_one(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.ckpt"
+    plugin = AtomicCheckpointIO()
+    plugin.save_checkpoint({"step": 1}, path)
+
+    def fail(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, {"write": "fsync", "replace": "replace"}[where], fail)
+    with pytest.raises(KeyboardInterrupt):
+        plugin.save_checkpoint({"step": 2, "weights": torch.zeros(1000)}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_training_saves_through_the_atomic_writer(
+    typed: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A run that dies while it writes its second checkpoint goes on from its first.
+    save, calls = AtomicCheckpointIO.save_checkpoint, []
+
+    def dies(plugin: AtomicCheckpointIO, checkpoint: dict, path: Path, **options: object) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        save(plugin, checkpoint, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicCheckpointIO, "save_checkpoint", dies)
+        with pytest.raises(SystemExit) as stopped:
+            train(typed["clip"], "run", 3, "checkpoint_every=1")
+    assert stopped.value.code in (1, 130)
+    assert read_record("run")["status"] == "killed"
+    assert checkpoint("run")["global_step"] == 1
+    assert train(typed["clip"], "run", 3, "resume=true")["global_step"] == 3
+
+
+# Mistakes
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def run(*arguments: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main(list(arguments))
+        assert stopped.value.code == 2
+        (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("train: ")]
+        return line
+
+    return run
+
+
+def test_an_existing_run_is_not_overwritten(
+    typed: dict[str, list[str]], refused: Callable[..., str]
+) -> None:
+    train(typed["clip"], "run", 1)
+    before = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
+    line = refused(*typed["clip"], "output_dir=run", "trainer.max_steps=2")
+    assert "run/checkpoints/last.ckpt exists: continue with resume=true" in line
+    assert {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "nothing to train: name an experiment"),
+        (["experiment=emoji/vea"], "vea"),
+        (["experiment=emoji/unet"], "is required"),
+        (["experiment=emoji/vae", "trainer.max_steps=-1"], "training has no end"),
+        (["experiment=emoji/vae", "seed=4294967296"], "seed=4294967296: must be a whole"),
+        (["experiment=emoji/vae", "checkpoint_every=0"], "checkpoint_every=0: must be a whole"),
+        (["experiment=emoji/vae", "+data.emoji=no.npz"], "no.npz"),
+        (["experiment=emoji/vae", "data.photo_folders=[nowhere]"], "nowhere does not exist"),
+        (["experiment=emoji/unet", "vae=nowhere", "clip=nowhere"], "nowhere"),
+        (["experiment=emoji/unet", "vae=VAE", "clip=CLIP", "data.groups=[pets]"], "group 'pets'"),
+        (["experiment=emoji/unet", "vae=VAE", "clip=CLIP", "+data.styles=[oil]"], "style 'oil'"),
+        (["experiment=emoji/unet", "vae=VAE", "clip=CLIP", "data.limit=0"], "no items"),
+    ],
+)
+def test_mistakes_take_one_line(
+    arguments: list[str],
+    words: str,
+    refused: Callable[..., str],
+    emoji_file: Path,
+    vae_folder: Path,
+    clip_folder: Path,
+) -> None:
+    places = {"VAE": str(vae_folder), "CLIP": str(clip_folder)}
+    arguments = [
+        f"{key}={places.get(value, value)}" for key, _, value in (x.partition("=") for x in arguments)
+    ]
+    if not any(x.startswith("+data.emoji=") for x in arguments) and arguments:
+        arguments.append(f"+data.emoji={emoji_file}")
+    assert words in refused(*arguments)
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("trainer", ["gpu", "fsdp"])
+def test_a_trainer_without_its_hardware(
+    trainer: str, typed: dict[str, list[str]], refused: Callable[..., str]
+) -> None:
+    line = refused(*typed["clip"], f"trainer={trainer}", "output_dir=run")
+    assert f"trainer={trainer}" in line
+    assert "gpu" in line.lower()
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("logger", "flag"),
+    [("tensorboard", "_TENSORBOARD_AVAILABLE"), ("wandb", "_WANDB_AVAILABLE")],
+)
+def test_an_absent_logger_is_named(
+    logger: str,
+    flag: str,
+    typed: dict[str, list[str]],
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("lightning.fabric.loggers", "lightning.pytorch.loggers"):
+        found = sys.modules.get(f"{module}.{logger}")
+        for name in (flag, "_TENSORBOARDX_AVAILABLE"):
+            if hasattr(found, name):
+                monkeypatch.setattr(found, name, False)
+    line = refused(*typed["clip"], f"logger={logger}", "output_dir=run")
+    assert line.endswith(f"logger={logger}: not installed: pip install 'edgegen[{logger}]'")
+    assert not Path("run").exists()
+
+
+# Several processes
+
+
+def test_two_processes_see_what_one_sees(emoji_file: Path, tmp_path: Path) -> None:
+    """After one step Adam's first moment is (1 − β₁) times the gradient, whose mean over two ranks
+    is that of one process with twice the batch, if the ranks have seen the same samples together.
+    The latents' noise depends on the rank, so its variance is made to vanish."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 4),
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+    )
+    with torch.no_grad():
+        vae.quant_conv.weight[4:] = 0
+        vae.quant_conv.bias[4:] = -30
+    vae.save_pretrained("start")
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/tiny.yaml").write_text(
+        "# @package _global_\n"
+        "module:\n"
+        "  _target_: edgegen.training.autoencoder.AutoencoderModule\n"
+        "  kl: 0\n"
+        "  model: {_target_: edgegen.pipelines.parts.autoencoder, folder: start}\n"
+        "  optimizer: {lr: 1.0e-4, schedule: constant, warmup: 0, steps: 2}\n"
+        "data:\n"
+        "  _target_: edgegen.data.modules.PictureData\n"
+        f"  emoji: {emoji_file}\n"
+        "  photo_fraction: 0\n"
+        "  batch_size: 4\n"
+        "trainer: {precision: 32-true, val_check_interval: 100, gradient_clip_val: null}\n"
+    )
+    arguments = ["--config-dir", str(tmp_path / "mine"), "experiment=tiny", "checkpoint_every=1"]
+    one = train(arguments, "one", 1)
+    two = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "scripts" / "train.py"), *arguments),
+            *("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"),
+            *("data.batch_size=2", "trainer.max_steps=1", "output_dir=two"),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert two.returncode == 0, two.stderr[-2000:]
+    assert read_record("two")["status"] == "finished"
+    both = checkpoint("two")
+    assert both["PictureData"] == one["PictureData"] == {"samples_seen": 4}
+    moments = [
+        torch.cat([s["exp_avg"].flatten() for s in c["optimizer_states"][0]["state"].values()])
+        for c in (one, both)
+    ]
+    assert moments[0].abs().max() > 1e-3
+    torch.testing.assert_close(moments[1], moments[0], rtol=1e-3, atol=1e-6)
+
