@@ -111,7 +111,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     print(_table(found))
     print(_by_style(found[best]))
     print(
-        f"{len(asks)} captions ({cfg.cells}, {cfg.split}), {len(seeds)} pictures each"
+        f"{len(asks)} captions ({cfg.cells}, {cfg.split}), pictures of each: {len(seeds)}"
         + (f"; {unanswerable} more left out that no real picture answers" if unanswerable else "")
     )
     if len(guidances) > 1:

@@ -44,8 +44,12 @@ def main(cfg: DictConfig, run: Run) -> None:
     _keep_curves(run.folder / "logs")
     # Checkpoints hold tensors and plain values only, so nothing has to be unpickled.
     trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    metrics = dict(trainer.callback_metrics)
+    if data.validation_sets:
+        trainer.validate(module, datamodule=data, verbose=False)
+        metrics |= trainer.callback_metrics
     kept = ("train/", "val/")  # and none of the learning rates
-    run.log({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(kept)})
+    run.log({k: float(v) for k, v in metrics.items() if k.startswith(kept)})
     run.log({"train/steps": trainer.global_step})
     if trainer.is_global_zero:
         module.export(run.dir / "model", data)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +55,42 @@ def _read(tarball: Path, member: str) -> bytes:
         return handle.read()
 
 
+def tarballs(folder: Path) -> list[Path]:
+    """The npm tarballs that `build_emoji` reads, whether they are there or not."""
+    return [folder / source.tarball for source in [*SOURCES.values(), Source(CAPTIONS)]]
+
+
 def fetch_packages(folder: Path) -> None:
-    """`npm pack` every package of `SOURCES` that `folder` does not hold yet."""
+    """`npm pack` every package of `SOURCES` that `folder` does not hold yet.
+
+    Raises:
+        FileNotFoundError: there is no npm.
+        ValueError: npm could not get a package.
+    """
+    if shutil.which("npm") is None:
+        raise FileNotFoundError("npm is not installed: it fetches the packages of the drawings")
     folder.mkdir(parents=True, exist_ok=True)
     for source in [*SOURCES.values(), Source(CAPTIONS)]:
         if not (folder / source.tarball).exists():
-            subprocess.run(["npm", "pack", "--silent", source.package], cwd=folder, check=True)
+            command = ["npm", "pack", "--silent", source.package]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                reason = " ".join(done.stderr.split())[-300:] or f"exit code {done.returncode}"
+                raise ValueError(f"npm pack {source.package}: {reason}")
+
+
+def check_sources(folder: Path) -> None:
+    """Raise in one line where `build_emoji` would fail for want of a package.
+
+    Raises:
+        FileNotFoundError: a tarball is missing.
+        ValueError: the extra that draws is not installed.
+    """
+    for path in tarballs(folder):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such package; fetch_packages gets it")
+    if find_spec("resvg_py") is None:
+        raise ValueError("drawing SVG needs resvg-py: pip install 'edgegen[build]'")
 
 
 def _key(hexcode: str) -> str:
@@ -114,7 +146,7 @@ def _webp_icons(folder: Path, style: str) -> Iterator[tuple[str, Any]]:
 
 
 def quantize_colours(rgba: np.ndarray, step: int = COLOUR_STEP) -> np.ndarray:
-    """Round channels to multiples of `step`, 0 and 255 kept: half the bytes, error ≤ step/2."""
+    """Round channels to multiples of `step`, 0 and 255 kept: error ≤ step/2, 40 % fewer bytes."""
     rounded = np.round(rgba.astype(np.float32) / step) * step
     rounded = np.where(rgba >= 255 - step // 2, 255, np.minimum(rounded, 255)).astype(np.uint8)
     rounded[rounded[..., 3] == 0] = 0
@@ -131,7 +163,10 @@ def build_emoji(folder: Path, output: Path, step: int = COLOUR_STEP) -> dict[str
 
     Returns:
         style → {"base": pictures, "tones": pictures}.
+
+    Raises what `check_sources` raises.
     """
+    check_sources(folder)
     entries = json.loads(_read(folder / Source(CAPTIONS).tarball, "en/data.json"))
     groups = json.loads(_read(folder / Source(CAPTIONS).tarball, "meta/groups.json"))
     concepts: list[dict[str, Any]] = []

@@ -68,25 +68,18 @@ def clockwork(
     return reuse(target, Stage(stage, before_upsampler), clock, predictor)
 
 
-def deepcache(
-    target: Any, interval: int = 3, branch: int = 0, clock: Any = None, predictor: Any = "identity"
-) -> AbstractContextManager[Reuse]:
+def deepcache(target: Any, interval: int = 3, branch: int = 0) -> AbstractContextManager[Reuse]:
     """DeepCache (arXiv 2312.00858): only the outermost skip connections are made anew.
 
     Args:
         target: a diffusers pipeline; see `reuse`, also for what is raised.
         interval: one full pass every so many steps.
         branch: the innermost skip connection that is made anew, from 0.
-        clock: any other clock instead of the interval.
     """
-    return reuse(target, Branch(branch), interval if clock is None else clock, predictor)
+    return reuse(target, Branch(branch), interval)
 
 
-def faster_diffusion(
-    target: Any,
-    clock: Any = None,
-    predictor: Any = "identity",
-) -> AbstractContextManager[Reuse]:
+def faster_diffusion(target: Any, clock: Any = None) -> AbstractContextManager[Reuse]:
     """Faster Diffusion (arXiv 2312.09608): the decoder runs on the encoder's old features.
 
     Args:
@@ -94,4 +87,4 @@ def faster_diffusion(
         clock: as in `clockwork`; by default full passes as published for 50 steps.
     """
     steps: Mapping[str, Any] = {"full": list(FASTER_DIFFUSION_STEPS)}
-    return reuse(target, Encoder(), steps if clock is None else clock, predictor)
+    return reuse(target, Encoder(), steps if clock is None else clock)

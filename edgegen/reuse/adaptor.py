@@ -108,7 +108,7 @@ class ResNetAdaptor(nn.Module):
             pooled = text.mean(dim=1) if text.dim() == 3 else text
             hidden = hidden + self.text_proj(pooled)[:, :, None, None]
         for resnet in self.resnets:
-            hidden = resnet(hidden, time)
+            hidden = resnet(hidden, time if "time" in self.inputs else None)
         # Twice the half, rounded up: one row or column too many where the size is odd.
         change = self.conv_out(hidden)[:, :, : size[0], : size[1]]
         return r_out + change if "r_out" in self.inputs else change

@@ -127,7 +127,7 @@ class Drift:
     moved. While that is unknown (the first two steps) it runs in full.
 
     Args:
-        threshold: the sum that calls for a full pass, above 0. 0.1 is much where steps are many.
+        threshold: the sum that calls for a full pass, above 0.
         longest: steps that may be reused in a row.
     """
 

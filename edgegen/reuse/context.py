@@ -74,6 +74,10 @@ class Context:
         self.adaptor = adaptor
         self.refuse = refuse
 
+    def clear(self) -> None:
+        """Let go of all features, and let no evaluation pass."""
+        self.slot = self.new_slot()
+
     def new_slot(self, is_open: bool = False) -> Slot:
         return Slot(self.sites, is_open)
 

@@ -66,8 +66,8 @@ class Branch:
         """Raises ValueError where the UNet has no such skip connection."""
         skips = [(-1, 0)]  # conv_in
         for level, block in enumerate(unet.down_blocks):
-            layers = len(block.resnets) + len(block.downsamplers or ())
-            skips += [(level, layer) for layer in range(layers)]
+            count = len(block.resnets) + len(block.downsamplers or ())
+            skips += [(level, layer) for layer in range(count)]
         layers = [
             (up, i) for up, block in enumerate(unet.up_blocks) for i in range(len(block.resnets))
         ]
@@ -104,7 +104,7 @@ def check_unet(unet: Any) -> None:
         hasattr(unet, part) for part in ("conv_in", "down_blocks", "mid_block", "up_blocks")
     ):
         raise ValueError(f"{name} is no UNet2DConditionModel: features are reused in these")
-    blocks = [(block, _DOWN) for block in unet.down_blocks]
+    blocks: list[tuple[Any, tuple[str, ...]]] = [(block, _DOWN) for block in unet.down_blocks]
     blocks += [(unet.mid_block, _MID), *((block, _UP) for block in unet.up_blocks)]
     for block, known in blocks:
         if type(block).__name__ not in known:

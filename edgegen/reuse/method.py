@@ -43,7 +43,9 @@ class Reuse:
         self._target = target
         self._unet, self._scheduler = find_unet(target)
         self._clock = clock
-        self._extrapolation = predictor if isinstance(predictor, Extrapolation) else None
+        self._extrapolation: Extrapolation | None = None
+        if isinstance(predictor, Extrapolation) and predictor.order:
+            self._extrapolation = predictor  # the identity leaves the last value where it is
         adaptor = predictor if isinstance(predictor, nn.Module) else None
         keeps: frozenset[str] = getattr(adaptor, "inputs", frozenset())
         keeps |= {"r_in"} if isinstance(clock, Drift) else set()
@@ -89,12 +91,12 @@ class Reuse:
     def release(self) -> None:
         """Forget all features, and let no further evaluation pass."""
         self._slots.clear()
-        self.context.slot = self.context.new_slot()
+        self.context.clear()
 
     def _decide(self) -> bool:
         """Whether the evaluation to come is a full pass."""
         step = self.steps.index
-        if not step:
+        if not step or True not in self.passes:  # none where it was attached within a run
             return True
         since = 1 + self.passes[::-1].index(True)
         drift = None if self._moved is None else self._drift + self._moved
@@ -166,7 +168,8 @@ def reuse(target: Any, cut: Cut, clock: Any, predictor: Any = "identity") -> Ite
         clock: when to run in full: see `clock.ALLOWED`, or a `Clock`.
         predictor: what to put in place of what was left out. `identity`, `linear`, `quadratic`;
             `resnet` or `light` for an untrained adaptor; the path of a trained one; a module that
-            is one (see `ResNetAdaptor`), used as it is; or an `Extrapolation`.
+            is one (see `ResNetAdaptor`), which is brought to the UNet's device and precision; or
+            an `Extrapolation`.
 
     Raises:
         ValueError: a transformer or another network without such blocks, a cut, clock or predictor

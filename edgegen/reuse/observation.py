@@ -38,7 +38,7 @@ class Observation:
 
     @property
     def text(self) -> Any:
-        """The text features that it attends to, (B, T, D); None where nothing below the cut does."""
+        """The text features it attends to, (B, T, D); None where nothing below the cut does."""
         return self._context.slot.text
 
     def _seen(self, tensor: torch.Tensor | None) -> torch.Tensor:
@@ -66,6 +66,6 @@ def observe(target: Any, cut: Stage | None = None) -> Iterator[Observation]:
     check_unet(unet)
     context = Context(keeps=frozenset({"r_in", "time", "text"}))
     with ExitStack() as stack:
+        stack.callback(context.clear)
         attach(stack, unet, cut or Stage(), context)
         yield Observation(context)
-        context.slot = context.new_slot()

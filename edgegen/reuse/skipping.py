@@ -72,8 +72,8 @@ def replace_forward(
 
 def refuse_copy(memo: dict[int, Any]) -> None:
     raise RuntimeError(
-        "a model cannot be copied while a reuse method is attached to it, since the copy would call "
-        "the original's blocks: copy it before attaching"
+        "a model cannot be copied while a reuse method is attached to it: the copy would call the "
+        "original's blocks; copy it before attaching"
     )
 
 
@@ -154,7 +154,8 @@ def _down(block: Any, context: Context, first: bool, forward: Forward) -> Forwar
         context.note_text(kwargs.get("encoder_hidden_states"))
         if context.full:
             return forward(hidden_states, temb, *args, **kwargs)
-        out, outs = hidden_states, ()
+        out = hidden_states
+        outs: tuple[torch.Tensor, ...] = ()
         for resnet in block.resnets:
             out = _empty(out, resnet.out_channels)
             outs += (out,)

@@ -198,7 +198,7 @@ def _position(timestep: Any, timesteps: torch.Tensor) -> int:
         # Loops hand on views: these tell the place exactly, and without waiting for the device.
         first = timesteps.untyped_storage().data_ptr()
         if timestep.untyped_storage().data_ptr() == first and timestep.numel() == 1:
-            return timestep.storage_offset() - timesteps.storage_offset()
+            return int(timestep.storage_offset() - timesteps.storage_offset())
         timestep = timestep.flatten()[0].to(timesteps.device)
     found = (timesteps == timestep).nonzero()
     return int(found[0]) if len(found) else 0

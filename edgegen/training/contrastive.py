@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel
 
@@ -57,8 +59,25 @@ class ContrastiveModule(lightning.LightningModule):
                 self.log(f"val/{name}_top{k}", retrieval_accuracy(texts, images, k))
 
     def export(self, folder: Path, data: Any) -> None:
-        """Save the model and its tokenizer in one transformers folder."""
+        """Save the model, its tokenizer and its picture settings in one transformers folder."""
         self.model.save_pretrained(folder)
+        size = self.model.config.vision_config.image_size
+        settings = {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"shortest_edge": size},
+            "resample": int(Image.Resampling.BICUBIC),
+            "do_center_crop": True,
+            "crop_size": {"height": size, "width": size},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        }
+        text = json.dumps(settings, indent=2) + "\n"
+        (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
         data.tokenizer.save_pretrained(folder)
         data.tokenizer.backend_tokenizer.model.save(str(folder))
 

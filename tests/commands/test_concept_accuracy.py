@@ -100,7 +100,7 @@ def test_it_judges_the_pictures_of_a_model(run, domain, looks, capsys):
     assert is_finished(folder)
     assert record["seeds"] == [3, 5]
     assert any(name.endswith("efficientnet-lite0-57934424.pth") for name in record["files"])
-    assert "6 captions (train, dev), 2 pictures each" in capsys.readouterr().out
+    assert "6 captions (train, dev), pictures of each: 2" in capsys.readouterr().out
     assert looks == []
 
 

@@ -167,6 +167,17 @@ def test_a_slice_ends_with_a_checkpoint_and_the_next_goes_on(typed: dict[str, li
     assert_same_bits(parts["state_dict"], again["state_dict"])
 
 
+def test_nothing_is_lost_when_time_is_up(typed: dict[str, list[str]]) -> None:
+    part = train(typed["clip"], "run", -1, "trainer.max_time=00:00:00:01")
+    done = json.loads(Path("run/metrics.json").read_text())["train/steps"]
+    assert part["global_step"] == done > 0
+    # The limit is for all stretches together: this one has no time left.
+    again = train(typed["clip"], "run", -1, "trainer.max_time=00:00:00:01", "resume=true")
+    assert again["global_step"] == done
+    more = train(typed["clip"], "run", done + 1, "resume=true")
+    assert more["global_step"] == done + 1
+
+
 def test_curves_of_every_stretch_are_kept(typed: dict[str, list[str]]) -> None:
     log = "trainer.log_every_n_steps=1"
     train(typed["clip"], "run", 2, log)
@@ -311,7 +322,8 @@ def test_mistakes_take_one_line(
 ) -> None:
     places = {"VAE": str(vae_folder), "CLIP": str(clip_folder)}
     arguments = [
-        f"{key}={places.get(value, value)}" for key, _, value in (x.partition("=") for x in arguments)
+        f"{key}={places.get(value, value)}"
+        for key, _, value in (x.partition("=") for x in arguments)
     ]
     if not any(x.startswith("+data.emoji=") for x in arguments) and arguments:
         arguments.append(f"+data.emoji={emoji_file}")
@@ -354,6 +366,7 @@ def test_an_absent_logger_is_named(
 # Several processes
 
 
+@pytest.mark.slow
 def test_two_processes_see_what_one_sees(emoji_file: Path, tmp_path: Path) -> None:
     """After one step Adam's first moment is (1 − β₁) times the gradient, whose mean over two ranks
     is that of one process with twice the batch, if the ranks have seen the same samples together.
@@ -408,4 +421,3 @@ def test_two_processes_see_what_one_sees(emoji_file: Path, tmp_path: Path) -> No
     ]
     assert moments[0].abs().max() > 1e-3
     torch.testing.assert_close(moments[1], moments[0], rtol=1e-3, atol=1e-6)
-

@@ -5,6 +5,7 @@ import io
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from edgegen.data.emoji import (
     Concept,
     EmojiSet,
     Picture,
+    Split,
     embedded_emoji,
     write_emoji_file,
 )
@@ -58,19 +60,28 @@ def test_pictures_are_64_pixels_with_alpha_and_rounded_colours(everything: Emoji
 
 
 def test_counts_of_the_documentation(everything: EmojiSet) -> None:
-    """Each figure of the data's README is that of the file."""
+    """Each row of figures in the data's README is that of the file."""
+
+    def count(pictures: list[Picture]) -> list[int]:
+        tones = sum(picture.tone > 0 for picture in pictures)
+        return [len(pictures) - tones, tones]
+
+    def cells(pictures: list[Picture]) -> list[int]:
+        families = {(picture.concept, FAMILY[picture.style]) for picture in pictures}
+        return [len({concept for concept, _ in families}), len(families)]
+
+    wanted = [count([p for p in everything.pictures if p.style == style]) for style in STYLES]
+    wanted.append(count(everything.pictures))
+    for groups in (None, ["animals-nature", "food-drink"]):
+        emoji = EmojiSet(groups=groups)
+        parts = [[emoji.pictures[i] for i in emoji.indices(s)] for s in get_args(Split)]
+        for part in [*parts, emoji.pictures]:
+            wanted.append([*cells(part), *count(part)][: 4 if groups is None else 3])
     text = (assets.ROOT / "data" / "README.md").read_text(encoding="utf-8")
-    rows = {
-        cells[0].strip("`"): [int(c.replace(",", "")) for c in cells[-2:]]
-        for cells in (
-            [c.strip() for c in line.strip("|").split("|")]
-            for line in text.splitlines()
-            if line.startswith("| `")
-        )
-    }
-    for style in STYLES:
-        tones = [p.tone > 0 for p in everything.pictures if p.style == style]
-        assert rows[style] == [len(tones) - sum(tones), sum(tones)]
+    rows = [line.replace(",", "") for line in text.splitlines() if line.startswith("| ")]
+    told = [[int(c) for c in row.split("|") if c.strip().isdigit()] for row in rows]
+    assert [figures for figures in told if figures] == wanted
+    assert f"{len(everything):,} drawings of {cells(everything.pictures)[0]:,} things" in text
 
 
 # Splits

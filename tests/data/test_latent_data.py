@@ -53,10 +53,7 @@ def test_view_0_is_the_picture_on_white(data: LatentData) -> None:
 
 
 def test_a_coloured_background_is_drawn_and_said(data: LatentData) -> None:
-    decode = data.tokenizer.batch_decode
-    colours = [
-        [data.background(p, v) for v in range(data.views)] for p in range(len(data.items))
-    ]
+    colours = [[data.background(p, v) for v in range(data.views)] for p in range(len(data.items))]
     assert all(row[0] == "white" for row in colours)
     flat = [colour for row in colours for colour in row[1:]]
     assert np.mean([colour != "white" for colour in flat]) == pytest.approx(0.5, abs=0.12)
@@ -105,18 +102,41 @@ def test_the_store_is_read_back_and_depends_on_what_made_it(
         patch.setattr(LatentData, "_encode", lambda self: pytest.fail("encoded again"))
         again = make(cache=tmp_path, unconditional=0.5)
     assert torch.equal(first.latents, again.latents)
-    for change in ({"seed": 1}, {"views": 5}, {"shift": 1.0}, {"coloured": 0.0}, {"limit": 7}):
+    changes = [{"seed": 1}, {"views": 5}, {"shift": 1.0}, {"coloured": 0.0}, {"limit": 7}]
+    changes += [{"flip": 0.0}, {"scale": (0.9, 1.0)}]
+    for change in changes:
         make(cache=tmp_path, **change)
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == 1 + len(changes)
     assert store.exists()
-    other = LatentData(first.vae, first.tokenizer, 4, emoji=first.emoji_path, limit=8, views=6)
-    other.options["coloured"] = 0.5
-    assert other._key() == first._key()
+    other = make(cache=tmp_path)
     other.emoji.sha256 = "another file"
     assert other._key() != first._key()
     with torch.no_grad():
-        next(first.vae.parameters()).add_(1)
+        next(first.vae.decoder.parameters()).add_(1)
+        assert first._key() == again._key()
+        next(first.vae.encoder.parameters()).add_(1)
     assert first._key() != again._key()
+
+
+def test_views_are_mirrored_as_often_as_asked(make) -> None:
+    # Without shift, scale and colour, a view is the picture itself or its mirror image.
+    def mirrored(flip: float) -> list[bool]:
+        data = make(flip=flip, shift=0.0, scale=(1.0, 1.0), coloured=0.0, views=20, limit=4)
+        found = []
+        for position, index in enumerate(data.items):
+            rgba = data.emoji.rgba(index)
+            plain = data.picture(position, 0, rgba)
+            if torch.equal(plain, plain.flip(-1)):
+                continue
+            for view in range(1, data.views):
+                picture = data.picture(position, view, rgba)
+                found.append(torch.equal(picture, plain.flip(-1)))
+                assert found[-1] or torch.equal(picture, plain)
+        return found
+
+    assert not any(mirrored(0.0))
+    assert all(mirrored(1.0))
+    assert np.mean(mirrored(0.5)) == pytest.approx(0.5, abs=0.1)
 
 
 def test_an_empty_domain_is_refused_before_encoding(make) -> None:

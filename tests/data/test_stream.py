@@ -69,7 +69,9 @@ def test_seeds_differ_and_do_not_overlap() -> None:
 
 
 def test_large_numbers() -> None:
-    assert sample_rng(2**40, 10**12).integers(2**60) != sample_rng(2**40, 10**12 + 1).integers(2**60)
+    assert sample_rng(2**40, 10**12).integers(2**60) != sample_rng(2**40, 10**12 + 1).integers(
+        2**60
+    )
 
 
 def test_nothing_to_draw_from_is_refused() -> None:

@@ -44,7 +44,7 @@ def test_whole_shifts_move_pixels(dx: int, dy: int) -> None:
     rgba = drawing()
     wanted = np.zeros_like(rgba)
     y, x = np.nonzero(np.ones((64, 64), bool))
-    inside = (0 <= x + dx) & (x + dx < 64) & (0 <= y + dy) & (y + dy < 64)
+    inside = (x + dx >= 0) & (x + dx < 64) & (y + dy >= 0) & (y + dy < 64)
     wanted[y[inside] + dy, x[inside] + dx] = rgba[y[inside], x[inside]]
     np.testing.assert_array_equal(place(rgba, 1, dx, dy, flip=False), wanted)
     flipped = place(rgba[:, ::-1], 1, dx, dy, flip=True)
@@ -118,9 +118,7 @@ def test_random_captions_say_what_is_drawn() -> None:
         tagged += bool(tags)
         assert len(tags) <= 2
         assert set(", ".join(tags).split(", ")) - {""} <= {
-            part
-            for tag in emoji.concepts[picture.concept].tags
-            for part in (tag, *tag.split(", "))
+            part for tag in emoji.concepts[picture.concept].tags for part in (tag, *tag.split(", "))
         }
     assert styles / count == pytest.approx(0.95, abs=0.02)
     assert articles / count == pytest.approx(0.3, abs=0.04)

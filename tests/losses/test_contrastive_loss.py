@@ -23,7 +23,9 @@ def by_hand(images, texts, scale, groups) -> float:
     for queries, keys in ((u, v), (v, u)):
         for i, query in enumerate(queries):
             allowed = [j for j in range(len(keys)) if j == i or groups[j] != groups[i]]
-            dots = {j: scale * sum(a * b for a, b in zip(query, keys[j], strict=True)) for j in allowed}
+            dots = {
+                j: scale * sum(a * b for a, b in zip(query, keys[j], strict=True)) for j in allowed
+            }
             total += math.log(sum(math.exp(d) for d in dots.values())) - dots[i]
     return total / (2 * len(u))
 

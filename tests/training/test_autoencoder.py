@@ -37,9 +37,7 @@ def test_loss_by_hand(vae_folder: Path) -> None:
     loss = made.training_step(batch, 0)
     with torch.no_grad():
         posterior = made.model.encode(batch).latent_dist
-        noise = torch.randn(
-            posterior.mean.shape, generator=torch.Generator().manual_seed(5 * 1024)
-        )
+        noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(5 * 1024))
         error = made.model.decode(posterior.mean + posterior.std * noise).sample - batch
         slopes = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         pixels = 0.5 * error.abs().mean() + 2 * error.square().mean() + 0.5 * slopes

@@ -91,7 +91,7 @@ class Inception(Frozen):
     """Pooled features (2048) of the Inception v3 that FID is defined with, as in torch-fidelity.
 
     Pictures are rounded to 8 bits and resized to 299 × 299 as TensorFlow 1 did. Needs the extra
-    `metrics`.
+    `fid`, and with it a torchvision that fits the installed torch.
 
     Args:
         weights: file with the state dictionary of torch-fidelity or pytorch-fid
@@ -103,7 +103,7 @@ class Inception(Frozen):
 
     def __init__(self, weights: str | Path) -> None:
         super().__init__()
-        package = optional("torch_fidelity", "torch-fidelity", "metrics")
+        package = optional("torch_fidelity", "torch-fidelity", "fid")
         try:
             # torch-fidelity unpickles whatever is in the file: only a plain state dictionary may
             # get that far.

@@ -50,7 +50,7 @@ def bootstrap_mean(
     sums, sizes = np.bincount(group, values), np.bincount(group).astype(np.float64)
     low, high = ratio_interval(sums, sizes, resamples=resamples, seed=seed)
     mean = float(values.mean())
-    # Standard error of a ratio of sums (Cochran 1977, equation 2.39).
+    # Standard error of a ratio of sums (Cochran 1977, chapter 2).
     spread = np.square(sums - mean * sizes).sum() * len(sums) / max(len(sums) - 1, 1)
     return Estimate(mean, low, high, float(np.sqrt(spread) / sizes.sum()), len(values))
 

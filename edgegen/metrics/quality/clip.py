@@ -19,7 +19,7 @@ _FILES = ("*.json", "merges.txt", "*.safetensors")
 
 
 class Clip(nn.Module):
-    """Embeddings by a transformers `CLIPModel`, such as the judge or `openai/clip-vit-large-patch14`.
+    """Embeddings by a transformers `CLIPModel`: a judge, or `openai/clip-vit-large-patch14`.
 
     The judge of a result is never the model that conditioned it, taught it or served as its loss.
 

@@ -74,8 +74,8 @@ class PrincipalAxes:
 def kernel_distance(first: Tensor, second: Tensor) -> float:
     """Unbiased squared maximum mean discrepancy of (N, D) and (M, D); KID with Inception features.
 
-    The kernel is (x·y / D + 1)³ (Bińkowski et al. 2018, section 4), over all pairs, where the
-    original averages over random subsets. It may be below 0.
+    The kernel is (x·y / D + 1)³ (Bińkowski et al. 2018), over all pairs, where the original
+    averages over random subsets. It may be below 0.
     """
     ones = [torch.ones(1, len(features), dtype=torch.float64) for features in (first, second)]
     return _kernel_distances(first, second, *ones).item()
@@ -154,7 +154,7 @@ def _estimate(value: float, drawn: Tensor, n: int) -> Estimate:
 
 
 def precision_recall(generated: Tensor, reference: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2), sample by sample.
+    """Improved precision and recall (Kynkäänniemi et al. 2019, equation 2), sample by sample.
 
     A sample lies in the manifold of a set where it is no farther from one of the set's samples
     than that one is from its k-th nearest other.
@@ -190,13 +190,16 @@ def noise_floor(
     *,
     splits: int = 4,
     seed: int = 0,
-) -> float:
+) -> tuple[float, int]:
     """What `distance` says of real samples against others: the mean over random splits.
 
     A method whose `n` samples come no closer to the reference than that cannot be told from it.
 
     Args:
         reference: (M, D). Of each split `n` samples, M / 2 at most, are compared with all others.
+
+    Returns:
+        The mean, and how many samples were compared with the others.
     """
     if len(reference) < 4:
         raise ValueError(f"a noise floor needs four samples or more, got {len(reference)}")
@@ -206,7 +209,7 @@ def noise_floor(
     for _ in range(splits):
         order = torch.randperm(len(reference), generator=generator)
         total += distance(reference[order[:count]], reference[order[count:]])
-    return total / splits
+    return total / splits, count
 
 
 def warn_if_few(first: Tensor, second: Tensor, name: str) -> None:

@@ -48,8 +48,10 @@ class Distribution(Metric):
         neighbours: k of precision and recall.
         batch: how many pictures the backbone sees at once: part of the result's last bits.
 
-    Beside each name stand `_lo` and `_hi` (95 %), `_sd` and `_n` (of generated samples); beside a
-    distance also `_floor`, the same distance between real samples and others (`noise_floor`).
+    Beside each name stand `_lo` and `_hi` (95 %), `_sd` and `_n` (of generated samples; of
+    reference samples for recall); beside a distance also `_floor`, the same distance between
+    `_floor_n` real samples and the others (`noise_floor`); with a reference not twice as large as
+    the generated set it is of fewer samples, and so too high.
     """
 
     full_state_update = False
@@ -176,5 +178,8 @@ def _named(label: str, estimate: Estimate) -> dict[str, Tensor]:
 def _floor(
     label: str, distance: Callable[[Tensor, Tensor], float], pair: tuple[Tensor, Tensor]
 ) -> dict[str, Tensor]:
-    floor = noise_floor(distance, pair[1], len(pair[0]))
-    return {f"{label}_floor": torch.tensor(floor, dtype=torch.float64)}
+    floor, count = noise_floor(distance, pair[1], len(pair[0]))
+    return {
+        f"{label}_floor": torch.tensor(floor, dtype=torch.float64),
+        f"{label}_floor_n": torch.tensor(count),
+    }

@@ -36,6 +36,9 @@ class AlexLPIPS(nn.Module):
     Raises FileNotFoundError or ValueError where the file is missing or holds something else.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, weights: str | Path) -> None:
         super().__init__()
         self.convolutions = nn.ModuleDict(

@@ -18,6 +18,7 @@ from .pictures import check_pictures, optional
 from .samples import SampleMetric
 
 MAX_PSNR = 100.0  # dB, for equal pictures: no number is infinite in a table
+_WINDOW = 11  # pixels, of SSIM
 _LUMA = (0.2126, 0.7152, 0.0722)  # BT.709
 
 
@@ -33,15 +34,21 @@ def psnr(pictures: Tensor, reference: Tensor) -> Tensor:
 def ssim(pictures: Tensor, reference: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004): two (B, 3, H, W) in [0, 1] to (B,), 1 at most.
 
-    Gaussian window, σ = 1.5, 11 × 11, each channel on its own; sides of 11 pixels or more.
+    Gaussian window, σ = 1.5, 11 × 11, each channel on its own; sides of 11 pixels or more. Windows
+    that leave the picture do not count, as in scikit-image (torchmetrics' own mean counts them).
     """
     check_pictures(pictures, reference)
-    if min(pictures.shape[-2:]) < 11:
-        raise ValueError("SSIM needs pictures of 11 pixels a side or more")
+    if min(pictures.shape[-2:]) < _WINDOW:
+        raise ValueError(f"SSIM needs pictures of {_WINDOW} pixels a side or more")
     found = structural_similarity_index_measure(
-        pictures.double(), reference.double(), data_range=1.0, reduction="none"
+        pictures.double(),
+        reference.double(),
+        data_range=1.0,
+        reduction="none",
+        return_full_image=True,
     )
-    return torch.as_tensor(found).reshape(len(pictures))
+    inner = slice(_WINDOW // 2, -(_WINDOW // 2))
+    return found[1][..., inner, inner].mean((1, 2, 3))
 
 
 def flip(pictures: Tensor, reference: Tensor) -> Tensor:
@@ -76,7 +83,9 @@ def vmaf(clip: Tensor, reference: Tensor) -> Tensor:
     package = optional("vmaf_torch", "vmaf-torch", "metrics")
     network = package.VMAF(temporal_pooling=True, clip_score=True).to(clip.device)
     weights = torch.tensor(_LUMA, device=clip.device)[:, None, None]
-    luma = [16 + 219 * (frames.float() * weights).sum(1, keepdim=True) for frames in (reference, clip)]
+    luma = [
+        16 + 219 * (frames.float() * weights).sum(1, keepdim=True) for frames in (reference, clip)
+    ]
     with torch.no_grad():
         return network(*luma).squeeze()
 

@@ -24,9 +24,9 @@ def directional_similarity(
 ) -> Tensor:
     """cos(e_after − e_before, t_after − t_before) of unit embeddings, (B, D) each, to (B,).
 
-    The texts describe the two pictures; they are no instructions. Source: Gal et al. 2022
-    (StyleGAN-NADA), equation 3; as used by InstructPix2Pix. 0 where picture or caption did not
-    change.
+    The texts describe the two pictures; they are no instructions. 0 where picture or caption did
+    not change. Source: Gal et al. 2022 (StyleGAN-NADA), as InstructPix2Pix uses it (Brooks et al.
+    2023).
     """
     return functional.cosine_similarity(after - before, caption_after - caption_before, dim=1)
 

@@ -17,8 +17,8 @@ from torch.nn import functional
 def frame_consistency(frames: Tensor) -> float:
     """TGVE frame consistency: mean of cos(e_i, e_j) over all pairs of frames i ≠ j.
 
-    In [-1, 1]. Source: Wu et al. 2023, "CVPR 2023 Text Guided Video Editing Competition",
-    section 4 (CLIP image embeddings, all pairs).
+    In [-1, 1]. Source: Wu et al. 2023, "CVPR 2023 Text Guided Video Editing Competition", with CLIP
+    image embeddings.
     """
     unit = _unit(frames, least=2)
     count = len(unit)
@@ -29,8 +29,8 @@ def frame_consistency(frames: Tensor) -> float:
 def tem_con(frames: Tensor) -> float:
     """Tem-Con: mean of cos(e_t, e_(t+1)) over consecutive frames.
 
-    In [-1, 1]. Source: Fairy (Wu et al. 2023), section 5, after Qi et al. 2023 (FateZero): CLIP
-    image embeddings. Never lower than `frame_consistency` on a clip that drifts.
+    In [-1, 1]. Source: Qi et al. 2023 (FateZero) and Wu et al. 2023 (Fairy), with CLIP image
+    embeddings.
     """
     unit = _unit(frames, least=2)
     return (unit[:-1] * unit[1:]).sum(1).mean().item()
@@ -40,7 +40,7 @@ def frame_accuracy(frames: Tensor, source_caption: Tensor, target_caption: Tenso
     """Frame-Acc: share of frames nearer to the target's caption than to the source's.
 
     A frame counts where cos(e_t, t_target) > cos(e_t, t_source); a tie does not. In [0, 1].
-    Source: Qi et al. 2023 (FateZero), section 4.1; Fairy (Wu et al. 2023), section 5.
+    Source: Qi et al. 2023 (FateZero) and Wu et al. 2023 (Fairy).
 
     Args:
         frames: (T, D) CLIP image embeddings of the edited clip.
@@ -53,10 +53,11 @@ def frame_accuracy(frames: Tensor, source_caption: Tensor, target_caption: Tenso
 
 
 def subject_consistency(frames: Tensor) -> float:
-    """VBench subject consistency: mean over t ≥ 2 of ½ [max(0, cos(e_t, e_(t-1))) + max(0, cos(e_t, e_1))].
+    """VBench subject consistency: how near frames are to the one before and to the first.
 
-    In [0, 1]. Source: Huang et al. 2024 (VBench), with DINO features of the frames; with another
-    backbone the number is another, so its name carries the backbone.
+    Mean over t ≥ 2 of ½ [max(0, cos(e_t, e_(t-1))) + max(0, cos(e_t, e_1))]. In [0, 1]. Source:
+    Huang et al. 2024 (VBench), with DINO features of the frames; with another backbone the number
+    is another, so its name carries the backbone.
     """
     unit = _unit(frames, least=2)
     previous = (unit[1:] * unit[:-1]).sum(1).clamp(min=0)

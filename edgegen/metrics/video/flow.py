@@ -23,7 +23,9 @@ def dis_flow(first: Tensor, second: Tensor) -> Tensor:
         raise ValueError(f"DIS flow needs frames of 16 pixels a side or more: {first.shape[-2:]}")
     cv2 = optional("cv2", "opencv-python-headless", "metrics")
     grey = [
-        cv2.cvtColor(as_bytes(frame).permute(1, 2, 0).contiguous().cpu().numpy(), cv2.COLOR_RGB2GRAY)
+        cv2.cvtColor(
+            as_bytes(frame).permute(1, 2, 0).contiguous().cpu().numpy(), cv2.COLOR_RGB2GRAY
+        )
         for frame in (first, second)
     ]
     found = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)

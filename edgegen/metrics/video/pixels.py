@@ -17,10 +17,11 @@ the first to its place in the second: second(p + flow(p)) = first(p)."""
 
 
 def flicker(clip: Tensor) -> float:
-    """VBench temporal flickering: (255 − mean |f_t − f_(t+1)|) / 255, in [0, 1], higher is steadier.
+    """VBench temporal flickering: (255 − mean |f_t − f_(t+1)|) / 255, of frames up to 255.
 
-    The mean is over pixels, channels and consecutive frames. Source: Huang et al. 2024 (VBench),
-    who compute it on static scenes: in others it counts the motion as flicker.
+    In [0, 1], higher is steadier. The mean is over pixels, channels and consecutive frames.
+    Source: Huang et al. 2024 (VBench), who compute it on static scenes: in others it counts the
+    motion as flicker.
     """
     _check(clip)
     return 1 - (clip[1:].double() - clip[:-1].double()).abs().mean().item()
@@ -32,8 +33,7 @@ def warp_error(source: Tensor, edited: Tensor, flow: Flow) -> float:
     For each t, the edited frame t is warped to t + 1 by the flow of the *source* between the two,
     and compared with the edited frame t + 1 over all pixels that are not occluded (`visible`): the
     mean over pixels and channels, in [0, 1], then over t. A t without any visible pixel is left
-    out. Source: Lai et al. 2018, equation 5, with the absolute instead of the squared difference;
-    as used for edited video since.
+    out. Source: Lai et al. 2018, with the absolute instead of the squared difference.
 
     Args:
         source, edited: (T, 3, H, W), of one shape.
@@ -74,9 +74,8 @@ def visible(flow: Tensor, back: Tensor) -> Tensor:
     """Which pixels of a frame are seen in the other one: (H, W) bool.
 
     Not seen are those that the flow leads out of the picture, and those from which it does not lead
-    back: |f + b(p + f)| > 0.01 (|f| + |b(p + f)|) + 0.5, in pixels. Source: the check of forward and
-    backward flow in Meister et al. 2018 (UnFlow), in the form without squares of GMFlow (Xu et al.
-    2022).
+    back: |f + b(p + f)| > 0.01 (|f| + |b(p + f)|) + 0.5, in pixels. Source: Meister et al. 2018
+    (UnFlow), in the form without squares of Xu et al. 2022 (GMFlow).
 
     Args:
         flow: (2, H, W) from this frame to the other.

@@ -71,9 +71,7 @@ class VideoScores(SampleMetric):
             flicker(edited),
         ]
         if self.flow is not None:
-            found.append(
-                float("nan") if source is None else warp_error(source, edited, self.flow)
-            )
+            found.append(float("nan") if source is None else warp_error(source, edited, self.flow))
         if self.clip is not None:
             found += self._judged(self.clip, edited, source, captions)
         row = torch.tensor([found], dtype=torch.float64)
