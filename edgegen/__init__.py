@@ -8,15 +8,25 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "clockwork": "api",
+    "deepcache": "api",
+    "faster_diffusion": "api",
     "load": "api",
     "CostTracker": "cost",
 }
 
 if TYPE_CHECKING:
-    from .api import load
+    from .api import clockwork, deepcache, faster_diffusion, load
     from .cost import CostTracker
 
-__all__ = ["CostTracker", "__version__", "load"]
+__all__ = [
+    "CostTracker",
+    "__version__",
+    "clockwork",
+    "deepcache",
+    "faster_diffusion",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -137,7 +137,7 @@ def test_resumed_equals_never_stopped(
     assert read_record("parts")["status"] == "killed"
     half = checkpoint("parts")
     assert half["global_step"] == 4
-    parts = train(typed[kind], "parts", steps, every, "resume=true", "+data.workers=2")
+    parts = train(typed[kind], "parts", steps, every, "resume=true", "data.workers=2")
     assert parts["global_step"] == steps
     (data,) = [name for name in whole if name.endswith("Data")]
     assert whole[data] == {"samples_seen": 14}
