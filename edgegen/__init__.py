@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "apply": "api",
     "clockwork": "api",
     "deepcache": "api",
     "faster_diffusion": "api",
@@ -16,12 +17,13 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from .api import clockwork, deepcache, faster_diffusion, load
+    from .api import apply, clockwork, deepcache, faster_diffusion, load
     from .cost import CostTracker
 
 __all__ = [
     "CostTracker",
     "__version__",
+    "apply",
     "clockwork",
     "deepcache",
     "faster_diffusion",

@@ -1,8 +1,55 @@
-"""The front door: `load`, which knows every checkpoint format, and the methods."""
+"""The front door: `load`, which knows every checkpoint format, and `apply`, every method."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 from .pipelines.load import load
 from .reuse import clockwork, deepcache, faster_diffusion
 
-__all__ = ["clockwork", "deepcache", "faster_diffusion", "load"]
+__all__ = ["Method", "apply", "clockwork", "deepcache", "faster_diffusion", "load"]
+
+Method = Callable[[Any], AbstractContextManager[Any]]
+"""What makes a pipeline cheaper while a `with` block is open, such as `clockwork`."""
+
+# What a method takes hold of, in the order in which methods are entered.
+_SEAMS: dict[Any, str] = {clockwork: "steps", deepcache: "steps", faster_diffusion: "steps"}
+_ORDER = ("weights", "attention", "steps")
+
+
+@contextmanager
+def apply(target: Any, methods: Mapping[str, Method]) -> Iterator[dict[str, Any]]:
+    """All of `methods` at work on one pipeline, entered in an order that they can bear.
+
+        with edgegen.apply(pipe, {"clockwork": partial(edgegen.clockwork, clock=3)}):
+            pipe("a fox", num_inference_steps=8)
+
+    Args:
+        target: a diffusers pipeline.
+        methods: name → function of the target that gives a context manager. Methods that swap
+            weights come first, then those that replace attention, then those that skip blocks;
+            in each group, and for functions of one's own (last), the order given counts.
+
+    Yields name → what the method's context manager gives.
+
+    Raises:
+        ValueError: two methods that both decide which blocks run, named; or what a method raises.
+    """
+    seams = {name: _seam(method) for name, method in methods.items()}
+    steps = [name for name, seam in seams.items() if seam == "steps"]
+    if len(steps) > 1:
+        raise ValueError(
+            f"{steps[0]} and {steps[1]} cannot be combined: both decide which blocks run on a step"
+        )
+    ranks = {name: _ORDER.index(seam) if seam else len(_ORDER) for name, seam in seams.items()}
+    with ExitStack() as stack:
+        ordered = sorted(methods, key=ranks.__getitem__)
+        yield {name: stack.enter_context(methods[name](target)) for name in ordered}
+
+
+def _seam(method: Any) -> str | None:
+    while hasattr(method, "func"):  # functools.partial
+        method = method.func
+    return _SEAMS.get(method)

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
 import edgegen
+from edgegen import api
 from edgegen.pipelines import load as module
 
 
@@ -28,3 +32,33 @@ def test_load_of_nothing_says_nothing_else() -> None:
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         edgegen.lode  # noqa: B018
+
+
+def test_apply_enters_weights_first_and_hooks_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def method(name: str) -> api.Method:
+        @contextmanager
+        def enter(target: object) -> Iterator[str]:
+            seen.append(f"{name} in")
+            yield name
+            seen.append(f"{name} out")
+
+        return enter
+
+    made = {name: method(name) for name in ("own", "skip", "anchors", "int8")}
+    seams = {made["skip"]: "steps", made["anchors"]: "attention", made["int8"]: "weights"}
+    monkeypatch.setattr(api, "_SEAMS", seams)
+    with edgegen.apply(None, made) as found:
+        assert found == {name: name for name in made}
+    order = ["int8", "anchors", "skip", "own"]
+    assert seen == [f"{name} in" for name in order] + [f"{name} out" for name in order[::-1]]
+
+
+def test_apply_refuses_two_that_skip_blocks() -> None:
+    methods = {"a": partial(edgegen.clockwork, clock=2), "b": edgegen.deepcache}
+    with (
+        pytest.raises(ValueError, match="a and b cannot be combined"),
+        edgegen.apply(None, methods),
+    ):
+        pass

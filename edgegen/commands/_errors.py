@@ -13,6 +13,8 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from ._arguments import options
+
 _USER_ERRORS = (
     ValueError,
     FileNotFoundError,
@@ -53,18 +55,20 @@ def explain(error: BaseException, config_name: str) -> str | None:
 
 def _missing_option(error: MissingConfigException) -> str:
     wanted = error.missing_cfg_file or ""
-    if error.options is None or "/" not in wanted:
+    if "/" not in wanted:
         return _one_line(error)
     group, _, option = wanted.rpartition("/")
-    allowed = ", ".join(sorted(error.options)) or "none"
+    found = error.options if error.options is not None else options(group)
+    allowed = ", ".join(sorted(found)) or "none"
     also = ", or a folder, a .safetensors file or a hub id" if group == "model" else ""
-    return (
-        f"{group}={option}: no such option{_near(option, error.options)}; allowed: {allowed}{also}"
-    )
+    return f"{group}={option}: no such option{_near(option, found)}; allowed: {allowed}{also}"
 
 
 def _unknown_key(key: str, config_name: str) -> str:
     parent, _, last = key.rpartition(".")
+    if key == "method":
+        names = ", ".join(options("method"))
+        return f"method: no method is in use; give method=[NAME] as well, NAME one of {names}"
     config = _defaults(config_name)
     if parent and config is not None:
         config = OmegaConf.select(config, parent)

@@ -13,28 +13,28 @@ from omegaconf import DictConfig, ListConfig
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from ..data.emoji import STYLES, EmojiSet
+from ..api import apply
+from ..data.emoji import STYLES
 from ..data.evaluation import Half, caption_number, evaluation_pictures
 from ..metrics.quality.concept_score import ConceptScore
 from ..metrics.quality.efflite0 import EffLite0, picture_features
-from ..runs.environment import sha256
 from ..runs.looks import log_look
-from ..runs.pictures import grid, picture_name, read_settings, write_png
+from ..runs.pictures import grid, write_png
 from ..runs.record import Run
-from ..sampling.generate import sample
 from ._domain import RealPictures, read_domain
-from ._main import command
-from .generate import (
-    _digest,
-    _guidance,
-    _model_files,
-    _pipeline,
-    _public,
-    _quiet,
-    _report_cuts,
-    _size,
-    _whole,
+from ._generation import (
+    draw,
+    guidance_scale,
+    load_pipeline,
+    methods_of,
+    model_files,
+    pictures_of,
+    quiet,
+    report_cuts,
+    sampling_settings,
+    whole_number,
 )
+from ._main import command
 
 _HALVES: dict[str, Half | None] = {"dev": "dev", "test": "test", "all": None}
 _CELLS = ("train", "cells", "concepts")
@@ -54,47 +54,46 @@ def main(cfg: DictConfig, run: Run) -> None:
         "resamples",
         *(["n"] if cfg.n is not None else []),
     ):
-        _whole(cfg, key, 1)
-    _whole(cfg, "shown", 0)
+        whole_number(cfg, key, 1)
+    whole_number(cfg, "shown", 0)
     seeds = _seeds(cfg)
     emoji = read_domain(cfg)
-    pipe = _pipeline(cfg, cfg.steps, None)
+    pipe = load_pipeline(cfg, cfg.steps)
     guidances = _guidances(cfg, pipe)
-    height, width = _size(cfg, pipe)
     real = RealPictures.of(emoji, cfg.cache)
     asks, unanswerable = _asks(cfg, real)
 
-    files = _model_files(Path(pipe.config._name_or_path))
-    settings = {
-        "model": str(cfg.model.source),
-        "model_sha256": _digest([sha256(file) for file in files]),
-        "scheduler": type(pipe.scheduler).__name__,
-        "scheduler_config": _digest(_public(pipe.scheduler.config)),
-        "steps": cfg.steps,
-        "height": height,
-        "width": width,
-    }
-    run.info(device=str(pipe.device), seeds=seeds, settings={**settings, "guidance": guidances})
-    for file in [*files, EffLite0.weights_file()]:
-        run.used_file(file)
-    run.log({"run/captions": len(asks), "run/captions_unanswerable": unanswerable})
-    with _quiet():
-        _report_cuts(pipe, [emoji.caption(emoji.pictures[ask]) for ask in asks], run)
+    settings = sampling_settings(cfg, pipe, cfg.steps, guidances[0])
+    methods = methods_of(cfg)
+    with apply(pipe, methods):
+        run.info(device=str(pipe.device), seeds=seeds, settings={**settings, "guidance": guidances})
+        for file in [*model_files(pipe), EffLite0.weights_file()]:
+            run.used_file(file)
+        run.log({"run/captions": len(asks), "run/captions_unanswerable": unanswerable})
+        captions = [emoji.caption(emoji.pictures[ask]) for ask in asks]
+        numbers = [caption_number(emoji, emoji.pictures[ask]) for ask in asks]
+        with quiet():
+            report_cuts(pipe, captions, run)
 
-    made, scores, found = {}, {}, {}
-    for guidance in guidances:
-        folder = run.dir / "images" / f"guidance-{guidance:g}"
-        wanted = {**settings, "guidance": guidance}
-        made[guidance] = _draw(pipe, emoji, asks, seeds, wanted, folder, cfg.batch_size)
-        scores[guidance] = _score(made[guidance], asks, real, cfg.nearest, pipe.device)
-        found[guidance] = scores[guidance].metrics(cfg.resamples)
-        if len(guidances) > 1:
-            run.log(
-                {
-                    f"{name}_guidance_{guidance:g}": found[guidance].get(name, float("nan"))
-                    for name in _SHARES
-                }
+        made, scores, found = {}, {}, {}
+        for guidance in guidances:
+            pictures = pictures_of(
+                run.dir / "images" / f"guidance-{guidance:g}",
+                list(zip(captions, numbers, strict=True)),
+                seeds,
+                {**settings, "guidance": guidance},
             )
+            draw(pipe, pictures, cfg.batch_size, description=f"guidance {guidance:g}")
+            made[guidance] = [each.file for each in pictures]
+            scores[guidance] = _score(made[guidance], asks, real, cfg.nearest, pipe.device)
+            found[guidance] = scores[guidance].metrics(cfg.resamples)
+            if len(guidances) > 1:
+                run.log(
+                    {
+                        f"{name}_guidance_{guidance:g}": found[guidance].get(name, float("nan"))
+                        for name in _SHARES
+                    }
+                )
     best = max(guidances, key=lambda guidance: found[guidance][_SHARES[0]])
     run.log({**found[best], "run/guidance": best})
     if _SHARES[1] not in found[best]:
@@ -136,7 +135,7 @@ def _guidances(cfg: DictConfig, pipe: DiffusionPipeline) -> list[float]:
     for value in given:
         one = cfg.copy()
         one.guidance = value
-        found.append(_guidance(one, pipe))
+        found.append(guidance_scale(one, pipe))
     return list(dict.fromkeys(found))
 
 
@@ -150,48 +149,6 @@ def _asks(cfg: DictConfig, real: RealPictures) -> tuple[list[int], int]:
             "concepts must be drawn in two style families or more"
         )
     return asks[: cfg.n], len(found) - len(asks)
-
-
-def _draw(
-    pipe: DiffusionPipeline,
-    emoji: EmojiSet,
-    asks: Sequence[int],
-    seeds: Sequence[int],
-    settings: Mapping[str, Any],
-    folder: Path,
-    batch_size: int,
-) -> list[Path]:
-    """The files of all pictures, caption by caption; makes those that are missing."""
-    jobs: list[tuple[Path, dict[str, Any]]] = []
-    for ask in asks:
-        picture = emoji.pictures[ask]
-        own = {"prompt": emoji.caption(picture), "index": caption_number(emoji, picture)}
-        for seed in seeds:
-            jobs.append((folder / picture_name(len(jobs)), {**own, "seed": seed, **settings}))
-    missing = {file for file, wanted in jobs if read_settings(file) != wanted}
-    bar = tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit="picture")
-    with bar:
-        bar.set_description(f"guidance {settings['guidance']:g}")
-        for start in range(0, len(jobs), batch_size):
-            # Made whole though one picture be missing: bits depend on the shape of the batch.
-            batch = jobs[start : start + batch_size]
-            if not any(file in missing for file, _ in batch):
-                continue
-            with _quiet():
-                images = sample(
-                    pipe,
-                    [wanted["prompt"] for _, wanted in batch],
-                    [(wanted["seed"], wanted["index"]) for _, wanted in batch],
-                    steps=settings["steps"],
-                    guidance=settings["guidance"],
-                    height=settings["height"],
-                    width=settings["width"],
-                )
-            for (file, wanted), image in zip(batch, images, strict=True):
-                if file in missing:
-                    write_png(file, image, wanted)
-                    bar.update()
-    return [file for file, _ in jobs]
 
 
 def _read(file: Path) -> np.ndarray:

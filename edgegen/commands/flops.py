@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ..api import apply
 from ..cost import Summary
 from ..pipelines.architectures import architecture
 from ..pipelines.run_cost import run_cost
 from ..runs.atomic import write_atomic
 from ..runs.record import Run
+from ._generation import methods_of
 from ._main import command
 
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -34,6 +37,7 @@ def main(cfg: DictConfig, run: Run) -> None:
         _whole(name, cfg[name], optional=name in ("height", "width"))
     if not isinstance(cfg.guidance, bool):
         raise ValueError(f"guidance={cfg.guidance}: must be true or false")
+    methods = methods_of(cfg)
     summary = run_cost(
         architecture(model),
         steps=cfg.steps,
@@ -42,13 +46,16 @@ def main(cfg: DictConfig, run: Run) -> None:
         height=cfg.height,
         width=cfg.width,
         dtype=getattr(torch, cfg.dtype),
+        method=partial(apply, methods=methods) if methods else None,
     )
     metrics = summary.metrics()
     run.log(metrics)
     for name in _UNET_METRICS:
         if name not in metrics:
             run.note(name, f"{model['name']} has no UNet")
-    text = _text(f"{model['name']}, {cfg.steps} steps, guidance={cfg.guidance}", summary)
+    title = f"{model['name']}, {cfg.steps} steps, guidance={cfg.guidance}"
+    title += f", {' + '.join(methods)}" if methods else ""
+    text = _text(title, summary)
     write_atomic(run.dir / "cost.txt", text)
     print(text, end="")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ def run_cost(
     height: int | None = None,
     width: int | None = None,
     dtype: torch.dtype = torch.float32,
+    method: Callable[[Any], AbstractContextManager[Any]] | None = None,
 ) -> Summary:
     """Cost of making `batch` pictures (or clips), counted on the `meta` device.
 
@@ -37,9 +40,11 @@ def run_cost(
 
     Args:
         height, width: pixels; the architecture's own by default.
+        method: at work on the run's pipeline, of which it finds `unet` and `scheduler`.
 
     Raises:
-        ValueError: fewer than one step or picture, no size, or one that the autoencoder cannot do.
+        ValueError: a method without a UNet, fewer than one step or picture, no size, or one that
+            the autoencoder cannot do.
     """
     for name, number in (("steps", steps), ("batch", batch)):
         if number < 1:
@@ -48,13 +53,47 @@ def run_cost(
     modules = architecture.build("meta")
     for module in modules.values():
         nn.Module.to(module, dtype)  # diffusers' own `to` warns of what matters to weights alone
+    if method is not None and "unet" not in modules:
+        raise ValueError(f"{architecture.name} has no UNet for a method to work on")
     parts: dict[str, Part] = {}
     with torch.no_grad():
         for times, name, call in _calls(architecture, modules, steps, guidance, batch, size):
             with CostTracker({name: modules[name]}) as tracker:
-                call()
+                if name == "unet" and method is not None:
+                    _run_with(method, modules[name], call, times)
+                    times = 1
+                else:
+                    call()
             parts |= {key: part * times for key, part in tracker.summary().items()}
     return Summary(parts, images=batch)
+
+
+def _run_with(
+    method: Callable[[Any], AbstractContextManager[Any]],
+    unet: nn.Module,
+    call: Callable[[], Any],
+    steps: int,
+) -> None:
+    scheduler = _Steps()
+    with method(SimpleNamespace(unet=unet, scheduler=scheduler)):
+        scheduler.set_timesteps(steps)
+        for _ in range(steps):
+            call()
+            scheduler.step()
+
+
+class _Steps:
+    """Of a scheduler, only what tells a method which step it is."""
+
+    timesteps: Sequence[float] = ()
+
+    def set_timesteps(self, steps: int) -> None:
+        self.timesteps = torch.linspace(999, 0, steps + 1)[:-1].tolist()
+
+    def step(self) -> None: ...
+
+    def scale_model_input(self, sample: Any, timestep: Any = None) -> Any:
+        return sample
 
 
 def _calls(

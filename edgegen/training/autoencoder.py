@@ -14,7 +14,7 @@ from torch import Tensor
 from ..losses.reconstruction import kl_to_standard_normal, psnr, reconstruction_loss
 from ..pipelines.latents import fold_latent_moments, latent_moments
 from ..pipelines.parts import autoencoder
-from .optimization import adamw, step_generator
+from .optimization import optimizer_and_schedule, step_generator
 
 
 class AutoencoderModule(lightning.LightningModule):
@@ -23,7 +23,7 @@ class AutoencoderModule(lightning.LightningModule):
     Args:
         model: the autoencoder.
         kl: weight of the KL term, in units of the pixel loss.
-        optimizer: keyword arguments of `optimization.adamw`.
+        optimizer: keyword arguments of `optimization.optimizer_and_schedule`.
         weights: folder of a trained autoencoder of the same architecture to begin with.
         decoder_only: leave the encoder, and with it every latent, as it is.
         seed: of the latents' noise.
@@ -79,4 +79,4 @@ class AutoencoderModule(lightning.LightningModule):
         model.save_pretrained(folder)
 
     def configure_optimizers(self) -> Any:
-        return adamw(self.model.parameters(), **self.optimizer_options)
+        return optimizer_and_schedule(self.model.parameters(), **self.optimizer_options)

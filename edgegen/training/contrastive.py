@@ -15,7 +15,7 @@ from transformers import CLIPModel
 
 from ..losses.contrastive import clip_loss
 from ..metrics.quality.retrieval import retrieval_accuracy
-from .optimization import adamw
+from .optimization import optimizer_and_schedule
 
 
 class ContrastiveModule(lightning.LightningModule):
@@ -23,7 +23,7 @@ class ContrastiveModule(lightning.LightningModule):
 
     Args:
         model: the CLIPModel; pictures enter in [-1, 1].
-        optimizer: keyword arguments of `optimization.adamw`.
+        optimizer: keyword arguments of `optimization.optimizer_and_schedule`.
     """
 
     def __init__(self, model: CLIPModel, optimizer: dict[str, Any]) -> None:
@@ -82,4 +82,4 @@ class ContrastiveModule(lightning.LightningModule):
         data.tokenizer.backend_tokenizer.model.save(str(folder))
 
     def configure_optimizers(self) -> Any:
-        return adamw(self.model.parameters(), **self.optimizer_options)
+        return optimizer_and_schedule(self.model.parameters(), **self.optimizer_options)

@@ -17,7 +17,7 @@ from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from ..losses.diffusion import denoising_loss, diffuse
 from ..pipelines.save import save_embedded
-from .optimization import adamw, step_generator
+from .optimization import optimizer_and_schedule, step_generator
 
 
 def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
@@ -35,7 +35,7 @@ class DenoisingModule(lightning.LightningModule):
         unet: what is trained, a UNet2DConditionModel.
         clip: its text half conditions the UNet and stays as it is.
         scheduler: gives ᾱ and the prediction type.
-        optimizer: keyword arguments of `optimization.adamw`.
+        optimizer: keyword arguments of `optimization.optimizer_and_schedule`.
         ema_decay: of the averaged weights, which are what is exported and sampled from.
         gamma: of Min-SNR; null weighs all steps alike.
         compile: run the UNet through torch.compile.
@@ -135,4 +135,4 @@ class DenoisingModule(lightning.LightningModule):
         save_embedded(self.pipeline(data), folder)
 
     def configure_optimizers(self) -> Any:
-        return adamw(self.unet.parameters(), **self.optimizer_options)
+        return optimizer_and_schedule(self.unet.parameters(), **self.optimizer_options)

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from PIL import Image
 
-from edgegen.commands import concept_accuracy, model_card
+from edgegen.commands import _generation, concept_accuracy, model_card
 from edgegen.commands._domain import read_domain
 from edgegen.data.emoji import STYLES, EmojiSet, write_emoji_file
 from edgegen.data.evaluation import evaluation_pictures
@@ -111,18 +111,18 @@ def test_a_second_run_makes_only_what_is_missing(run, monkeypatch):
     files[5].unlink()
     files[6].write_bytes(before[6][:100])
     batches = []
-    real = concept_accuracy.sample
+    real = _generation.sample
 
     def spy(pipe, prompts, seeds, **settings):
         batches.append(seeds)
         return real(pipe, prompts, seeds, **settings)
 
-    monkeypatch.setattr(concept_accuracy, "sample", spy)
+    monkeypatch.setattr(_generation, "sample", spy)
     assert run("n=4", "seeds=[0,1]", "batch_size=4")[1] == metrics
     assert [file.read_bytes() for file in files] == before
     assert len(batches) == 1  # the second batch of the two, whole
     assert len(batches[0]) == 4
-    monkeypatch.setattr(concept_accuracy, "sample", None)
+    monkeypatch.setattr(_generation, "sample", None)
     assert run("n=4", "seeds=[0,1]", "batch_size=4")[1] == metrics
     with pytest.raises(TypeError):  # other settings: the pictures are not taken for these
         run("n=4", "seeds=[0,1]", "batch_size=4", "steps=3")
@@ -149,7 +149,7 @@ def test_noise_depends_on_the_caption_and_the_seed_alone(run):
 def test_a_perfect_copier_reaches_what_real_pictures_reach_and_is_found_out(
     run, domain, monkeypatch
 ):
-    monkeypatch.setattr(concept_accuracy, "sample", drawer(domain))
+    monkeypatch.setattr(_generation, "sample", drawer(domain))
     _, metrics = run("n=null", "seeds=[0]", "nearest=20")
     assert metrics[NAME] == metrics[f"{NAME}_real"] > 0.1
     assert metrics[f"{NAME}_relative"] == metrics[f"{NAME}_relative_lo"] == 1
@@ -180,7 +180,7 @@ def test_real_accuracy_is_that_of_the_plain_definition(run, domain, monkeypatch)
             != (own.concept, family(own.style))
         ]
         right += any(picture.concept == own.concept for picture in allowed[:20])
-    monkeypatch.setattr(concept_accuracy, "sample", drawer(domain))
+    monkeypatch.setattr(_generation, "sample", drawer(domain))
     _, metrics = run("cells=cells", "split=all", "n=null", "seeds=[0]", "nearest=20")
     assert metrics[f"{NAME}_n"] == len(asked) > 0
     assert metrics[f"{NAME}_real"] == pytest.approx(right / len(asked))
@@ -210,9 +210,9 @@ def test_a_model_that_draws_something_else_is_wrong(emoji_file, run, tmp_path, m
     write_emoji_file(path, concepts, pictures)
     domain = EmojiSet(path, tones=False)
     given = [f"domain.file={path}", "split=all", "n=null", "seeds=[0,1]"]
-    monkeypatch.setattr(concept_accuracy, "sample", drawer(EmojiSet(path, limit=8, tones=False)))
+    monkeypatch.setattr(_generation, "sample", drawer(EmojiSet(path, limit=8, tones=False)))
     _, right = run(*given, folder="right")
-    monkeypatch.setattr(concept_accuracy, "sample", drawer(EmojiSet(path, limit=8, tones=False), 1))
+    monkeypatch.setattr(_generation, "sample", drawer(EmojiSet(path, limit=8, tones=False), 1))
     _, wrong = run(*given, "nearest=3", folder="wrong")
     assert right[NAME] == right[f"{NAME}_real"] == 1
     assert wrong[f"{NAME}_real"] > 0.9
@@ -234,7 +234,7 @@ def test_several_guidances_are_compared_on_dev(run, domain, looks, monkeypatch, 
         draw = copier if guidance == 3 else other
         return draw(pipe, prompts, seeds)
 
-    monkeypatch.setattr(concept_accuracy, "sample", sample)
+    monkeypatch.setattr(_generation, "sample", sample)
     folder, metrics = run("n=30", "seeds=[0]", "guidance=[1.5,3]", "nearest=20")
     assert sorted(path.name for path in (folder / "images").iterdir()) == [
         "guidance-1.5",

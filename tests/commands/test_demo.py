@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from edgegen.commands import demo, generate
+from edgegen.commands import _generation, demo
 from edgegen.runs.record import is_finished
 
 
@@ -24,7 +24,7 @@ def test_the_demo_leaves_a_report_and_reuses_what_is_there(
     for words in ("Text encoder", "UNet", "VAE decoder", "conv + linear", "Run record"):
         assert words in text
 
-    monkeypatch.setattr(generate, "sample", None)  # not called
+    monkeypatch.setattr(_generation, "sample", None)  # not called
     demo.main(arguments)
     again = json.loads((path.parent / "metrics.json").read_text())
     assert again == metrics | {"run/images_new": 0}

@@ -132,3 +132,49 @@ def test_script(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     assert done.stdout == (tmp_path / "cost.txt").read_text()
     assert done.stderr == ""
     assert len(script.read_text().splitlines()) <= 30
+
+
+def test_clockwork_on_sd15(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Table 1 of arXiv 2312.08128: 10.84 TFLOPs become 7.24."""
+    metrics, _ = flops(
+        tmp_path,
+        *["model=sd15", "steps=8", "guidance=true", "method=[clockwork]"],
+        *["method.clockwork.clock=2", "method.clockwork.predictor=identity"],
+    )
+    assert metrics["cost/tflops_conv_linear"] == pytest.approx(7.243, abs=0.0005)
+    assert round(metrics["cost/gmacs_conv_linear"], 2) == 338.61  # a full call
+    assert "clockwork" in capsys.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["method=[clockwork,deepcache]"],
+            "flops: error: clockwork and deepcache cannot be combined: both decide which blocks "
+            "run on a step",
+        ),
+        (
+            ["method.clockwork.clock=3"],
+            "flops: error: method: no method is in use; give method=[NAME] as well, NAME one of "
+            "clockwork, deepcache, faster_diffusion",
+        ),
+        (
+            ["method=[clokwork]"],
+            "flops: error: method=clokwork: no such option (did you mean 'clockwork'?); allowed: "
+            "clockwork, deepcache, faster_diffusion",
+        ),
+        (
+            ["method=[clockwork]", "method.clockwork.clock=0"],
+            "flops: error: clock",
+        ),
+    ],
+)
+def test_a_method_that_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        flops(tmp_path / "run", "model=sd15", *arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.strip().startswith(line)
+    assert not (tmp_path / "run").exists()

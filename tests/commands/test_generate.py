@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import edgegen
-from edgegen.commands import generate
+from edgegen.commands import _generation, generate
 from edgegen.commands._prompts import read_prompts
 from edgegen.pipelines.schedulers import scheduler_names
 from edgegen.runs.generation import GenerationCost
@@ -171,7 +171,7 @@ def test_run_again_it_makes_only_what_is_missing(make):
 def test_run_again_when_all_is_there_it_keeps_the_cost(make, monkeypatch):
     folder = make("prompts=a")
     before = metrics_of(folder)
-    monkeypatch.setattr(generate, "sample", None)  # not called
+    monkeypatch.setattr(_generation, "sample", None)  # not called
     make("prompts=a")
     assert metrics_of(folder) == before | {"run/images_new": 0}
     (folder / "cost.json").unlink()
@@ -297,7 +297,7 @@ def test_models_that_edit_are_refused(refused, monkeypatch, tiny_pipeline_folder
             raise AssertionError
 
     pipe.__class__ = Editor
-    monkeypatch.setattr(generate, "load", lambda *_, **__: pipe)
+    monkeypatch.setattr(_generation, "load", lambda *_, **__: pipe)
     assert "text-to-image" in refused("prompts=a")
 
 
@@ -310,7 +310,7 @@ def test_ten_thousand_prompts(make, tmp_path, monkeypatch):
         largest = max(largest, len(prompts))
         return [image] * len(prompts)
 
-    monkeypatch.setattr(generate, "sample", sample)
+    monkeypatch.setattr(_generation, "sample", sample)
     folder = make("prompts_file=p.txt", "batch_size=500", "grid_max=6")
     files = sorted((folder / "images").iterdir())
     assert len(files) == 10_000
@@ -359,3 +359,25 @@ def test_the_cost_is_that_of_one_picture(tiny_pipeline_folder):
     with GenerationCost(pipe) as cost:
         pass
     assert cost.result() is None
+
+
+# Methods
+
+
+def test_a_method_is_at_work_and_in_the_settings(make):
+    plain = make("prompts=a", "steps=4", "scheduler=DDIM", folder="plain")
+    reused = make("prompts=a", "steps=4", "scheduler=DDIM", "method=[clockwork]", folder="reused")
+    cost = [metrics_of(folder)["cost/tflops_all"] for folder in (plain, reused)]
+    assert cost[1] < cost[0]
+    pictures = [folder / "images" / "000000.png" for folder in (plain, reused)]
+    assert (pixels(pictures[0]) != pixels(pictures[1])).any()
+    assert "methods" not in read_settings(pictures[0])
+    assert read_settings(pictures[1])["methods"]["clockwork"]["clock"] == 2
+
+
+def test_another_method_makes_the_pictures_anew(make):
+    first = make("prompts=a", "steps=4", "method=[clockwork]")
+    before = (first / "images" / "000000.png").read_bytes()
+    again = make("prompts=a", "steps=4", "method=[clockwork]", "method.clockwork.clock=4")
+    assert metrics_of(again)["run/images_new"] == 1
+    assert (again / "images" / "000000.png").read_bytes() != before

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from edgegen.training.optimization import adamw
+from edgegen.training.optimization import Muon, optimizer_and_schedule, orthogonalized
 
 
 def test_decay_on_matrices_only_and_frozen_ones_left_out() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 2))
     model[2].weight.requires_grad_(False)
-    optimizer = adamw(model.parameters(), 0.1, "constant", 0, 1, weight_decay=0.3)["optimizer"]
+    optimizer = optimizer_and_schedule(model.parameters(), 0.1, "constant", 0, 1, weight_decay=0.3)[
+        "optimizer"
+    ]
     decay = {
         id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
     }
@@ -27,7 +30,7 @@ def test_decay_on_matrices_only_and_frozen_ones_left_out() -> None:
 
 def rates(schedule: str, warmup: int, steps: int) -> list[float]:
     parameter = nn.Parameter(torch.zeros(2, 2))
-    made = adamw([parameter], 0.5, schedule, warmup, steps)
+    made = optimizer_and_schedule([parameter], 0.5, schedule, warmup, steps)
     assert made["lr_scheduler"]["interval"] == "step"
     seen = []
     for _ in range(steps):
@@ -51,3 +54,61 @@ def test_constant_after_a_linear_warmup() -> None:
 def test_an_unknown_schedule_is_named() -> None:
     with pytest.raises(ValueError, match="nonsense"):
         rates("nonsense", 0, 1)
+
+
+def test_muon_steps_as_the_one_of_torch() -> None:
+    torch.manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 24 * 40).view(24, 40)) for _ in range(2))
+    first = Muon([{"params": [ours], "muon": True}], lr=0.02, weight_decay=0.1)
+    second = torch.optim.Muon(
+        [theirs], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw", ns_steps=5
+    )
+    for _ in range(3):
+        gradient = torch.randn(24, 40)
+        for parameter, optimizer in ((ours, first), (theirs, second)):
+            # torch averages the momentum where ours sums it: the direction is the same.
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    assert torch.allclose(ours, theirs, atol=2e-3)
+    assert (ours - torch.linspace(-1, 1, 24 * 40).view(24, 40)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 40), (2, 40, 16)])
+def test_orthogonalized_keeps_the_singular_vectors(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(1)
+    matrices = torch.randn(shape)
+    found = orthogonalized(matrices).float()
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    aligned = u.mT @ found @ v.mT  # diagonal where the vectors are the same
+    values = aligned.diagonal(dim1=1, dim2=2)
+    assert ((values > 0.6) & (values < 1.3)).all()
+    assert (aligned - values.diag_embed()).abs().max() < 0.05
+
+
+def test_muon_takes_hidden_kernels_and_resumes() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 3, 3))
+
+    def made() -> torch.optim.Optimizer:
+        made = optimizer_and_schedule(model.parameters(), 0.01, "constant", 0, 1, muon=True)
+        return made["optimizer"]
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        model(torch.ones(1, 3, 9, 9)).square().sum().backward()
+        optimizer.step()
+
+    optimizer = made()
+    assert [id(p) for g in optimizer.param_groups if g.get("muon") for p in g["params"]] == [
+        id(model[1].weight)
+    ]
+    step(optimizer)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    kept = copy.deepcopy(optimizer.state_dict())
+    step(optimizer)
+    after = {key: value.clone() for key, value in model.state_dict().items()}
+    model.load_state_dict(before)
+    again = made()
+    again.load_state_dict(kept)
+    step(again)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, after[key]), key

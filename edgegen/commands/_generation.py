@@ -1,0 +1,245 @@
+"""What the commands that make pictures share: the pipeline, its methods, the pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
+
+from ..api import Method, load
+from ..pipelines.fingerprint import WEIGHT_ENDINGS
+from ..runs.environment import sha256
+from ..runs.generation import GenerationCost
+from ..runs.pictures import picture_name, read_settings, write_png
+from ..runs.record import Run
+from ..sampling.generate import cut_off, default_guidance, default_size, sample
+from ._prompts import check_unicode
+
+_CUTS_SHOWN = 3  # on stderr
+_CUTS_KEPT = 1000  # in run.json
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture to make: which prompt with which noise, and the file it goes to.
+
+    `index` is the number that the noise is drawn by, together with `seed`; `settings` all that the
+    picture depends on, which its file repeats.
+    """
+
+    file: Path
+    prompt: str
+    seed: int
+    index: int
+    settings: dict[str, Any]
+
+
+def pictures_of(
+    folder: Path, asks: Sequence[tuple[str, int]], seeds: Sequence[int], settings: Mapping[str, Any]
+) -> list[Picture]:
+    """The pictures of all asks (prompt, index), ask by ask, one for each seed."""
+    found: list[Picture] = []
+    for prompt, index in asks:
+        for seed in seeds:
+            own = {"prompt": prompt, "seed": seed, "index": index, **settings}
+            found.append(Picture(folder / picture_name(len(found)), prompt, seed, index, own))
+    return found
+
+
+def draw(
+    pipe: DiffusionPipeline,
+    pictures: Sequence[Picture],
+    batch_size: int,
+    *,
+    cost: GenerationCost | None = None,
+    description: str | None = None,
+) -> int:
+    """Make those pictures whose files are missing or were made otherwise; how many they were.
+
+    A batch with one picture missing is made whole, so that its shape, and with it every bit of its
+    pictures, is as in a run that was never stopped.
+    """
+    missing = {each.file for each in pictures if read_settings(each.file) != each.settings}
+    done = len(pictures) - len(missing)
+    with tqdm(total=len(pictures), initial=done, desc=description, unit="picture") as bar:
+        for start in range(0, len(pictures), batch_size):
+            batch = pictures[start : start + batch_size]
+            if not any(each.file in missing for each in batch):
+                continue
+            settings = batch[0].settings
+            with quiet(), cost.batch(len(batch)) if cost else nullcontext():
+                images = sample(
+                    pipe,
+                    [each.prompt for each in batch],
+                    [(each.seed, each.index) for each in batch],
+                    steps=settings["steps"],
+                    guidance=settings["guidance"],
+                    height=settings["height"],
+                    width=settings["width"],
+                    negative_prompt=settings["negative_prompt"],
+                )
+            for each, image in zip(batch, images, strict=True):
+                if each.file in missing:
+                    write_png(each.file, image, each.settings)
+                    bar.update()
+    return len(missing)
+
+
+def methods_of(cfg: DictConfig) -> dict[str, Method]:
+    """The methods that `method=[…]` names, each a function of a pipeline; {} for none."""
+    return {name: instantiate(each) for name, each in _method_configs(cfg).items()}
+
+
+def sampling_settings(
+    cfg: DictConfig, pipe: DiffusionPipeline, steps: int, guidance: float
+) -> dict[str, Any]:
+    """All that the pictures depend on beside prompt and noise, as kept in their files."""
+    height, width = picture_size(cfg, pipe)
+    settings = {
+        "model": str(cfg.model.source),
+        "model_sha256": digest([sha256(file) for file in model_files(pipe)]),
+        "scheduler": type(pipe.scheduler).__name__,
+        "scheduler_config": digest(_public(pipe.scheduler.config)),
+        "steps": steps,
+        "guidance": guidance,
+        "negative_prompt": read_text(cfg, "negative_prompt"),
+        "height": height,
+        "width": width,
+    }
+    if methods := _method_configs(cfg):
+        settings["methods"] = {
+            name: OmegaConf.to_container(each, resolve=True) for name, each in methods.items()
+        }
+    return settings
+
+
+def _method_configs(cfg: DictConfig) -> dict[str, DictConfig]:
+    found = {str(name): each for name, each in (cfg.get("method") or {}).items()}
+    for name, each in found.items():
+        if not isinstance(each, DictConfig) or "_target_" not in each:
+            raise ValueError(f"method.{name}: give method=[{name}] beside it")
+    return found
+
+
+def model_files(pipe: DiffusionPipeline) -> list[Path]:
+    """What the model was read from: weights, configurations and vocabularies."""
+    path = Path(pipe.config._name_or_path)
+    if path.is_file():
+        return [path]
+    endings = (*WEIGHT_ENDINGS, ".json", ".txt")
+    return sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in endings)
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    # Keys with an underscore are diffusers' own notes, in no fixed order.
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[
+        :16
+    ]
+
+
+def read_text(cfg: DictConfig, key: str) -> str | None:
+    value = cfg.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{key}={value}: must be one text")
+    if value is not None:
+        check_unicode(key, value)
+    return value
+
+
+def whole_number(cfg: DictConfig, key: str, least: int) -> int:
+    value = cfg[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{key}={value}: must be a whole number, {least} or more")
+    return value
+
+
+def picture_size(cfg: DictConfig, pipe: DiffusionPipeline) -> tuple[int, int]:
+    sizes = []
+    for key, own in zip(("height", "width"), default_size(pipe), strict=True):
+        value = cfg[key] if cfg[key] is not None else cfg.model.get(key)
+        value = own if value is None else value
+        # 8: the pipelines of diffusers want it whatever the autoencoder's factor.
+        if not isinstance(value, int) or value < 8 or value % 8:
+            raise ValueError(f"{key}={value}: must be a multiple of 8 pixels")
+        sizes.append(value)
+    return sizes[0], sizes[1]
+
+
+def guidance_scale(cfg: DictConfig, pipe: DiffusionPipeline) -> float:
+    value = cfg.guidance if cfg.guidance is not None else cfg.model.get("guidance")
+    value = default_guidance(pipe) if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e4:
+        raise ValueError(f"guidance={value}: must be a number, 0 or more")
+    return float(value)
+
+
+def load_pipeline(cfg: DictConfig, steps: int) -> DiffusionPipeline:
+    """The text-to-image pipeline of `cfg.model` with `cfg.scheduler`, on `cfg.device`.
+
+    Raises ValueError or FileNotFoundError, naming the option.
+    """
+    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if cfg.model.source is None:
+        raise ValueError(f"model={cfg.model.name}: says no weights; give model.source=...")
+    with quiet():
+        pipe = load(cfg.model.source, scheduler=cfg.scheduler, device=str(device))
+    pipe.set_progress_bar_config(disable=True)
+    takes = inspect.signature(pipe.__call__).parameters
+    if "image" in takes:
+        raise ValueError(f"model={cfg.model.source}: edits pictures; give a text-to-image model")
+    if cfg.get("negative_prompt") is not None and "negative_prompt" not in takes:
+        raise ValueError(f"negative_prompt: {type(pipe).__name__} takes none")
+    try:
+        pipe.scheduler.set_timesteps(steps)
+    except ValueError as error:
+        raise ValueError(f"steps={steps}: {type(pipe.scheduler).__name__}: {error}") from error
+    return pipe
+
+
+def report_cuts(pipe: DiffusionPipeline, prompts: Sequence[str], run: Run) -> None:
+    """Say on stderr and in `run.json` what of too long prompts the text encoder does not read."""
+    cuts = []
+    for index, prompt in enumerate(prompts):
+        if lost := cut_off(pipe, prompt):
+            cuts.append({"prompt": index, "cut": lost[:200] + ("…" if len(lost) > 200 else "")})
+    for cut in cuts[:_CUTS_SHOWN]:
+        print(f"prompt {cut['prompt']} is too long; cut off: {cut['cut']!r}", file=sys.stderr)
+    if len(cuts) > _CUTS_SHOWN:
+        print(f"… and {len(cuts) - _CUTS_SHOWN} more, see run.json", file=sys.stderr)
+    run.info(prompts_cut=cuts[:_CUTS_KEPT])
+    run.log({"run/prompts_cut": len(cuts)})
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars and the warnings of long prompts that our own stand for."""
+    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(levels[0])
+        transformers_logging.set_verbosity(levels[1])
+        if bars:
+            transformers_logging.enable_progress_bar()
