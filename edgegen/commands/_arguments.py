@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 _OVERRIDE = re.compile(r"(?P<key>\+{0,2}[A-Za-z_][\w.@/]*)=(?P<value>.*)", re.DOTALL)
@@ -87,12 +88,19 @@ def _is_source(value: str) -> bool:
 
 
 def options(group: str) -> list[str]:
-    """The options of a config group that ship with the package, sorted."""
+    """The options of a config group that ship with the package, sorted; `a/b` for nested ones."""
     try:
-        entries = list((resources.files("edgegen.configs") / group).iterdir())
+        return sorted(_options(resources.files("edgegen.configs") / group))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(entry.name[:-5] for entry in entries if entry.name.endswith(".yaml"))
+
+
+def _options(folder: Traversable) -> Iterator[str]:
+    for entry in folder.iterdir():
+        if entry.name.endswith(".yaml"):
+            yield entry.name[:-5]
+        elif entry.is_dir() and not entry.name.startswith("_"):
+            yield from (f"{entry.name}/{inner}" for inner in _options(entry))
 
 
 def _quiet(arguments: Sequence[str], name: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 
 from hydra.errors import (
     HydraException,
@@ -27,11 +28,14 @@ _USER_ERRORS = (
 )
 
 
-def explain(error: BaseException, config_name: str) -> str | None:
-    """One line for an error that the settings caused, or None for any other error."""
+def explain(error: BaseException, config_name: str, typed: Sequence[str] = ()) -> str | None:
+    """One line for an error that the settings caused, or None for any other error.
+
+    `typed` are the arguments, whose choices of configs tell which options are allowed.
+    """
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         # Hydra wraps whatever a constructor raised: a fault of ours stays a fault.
-        return explain(error.__cause__, config_name) or (
+        return explain(error.__cause__, config_name, typed) or (
             _one_line(error) if isinstance(error.__cause__, TypeError | ImportError) else None
         )
     if not isinstance(error, _USER_ERRORS):
@@ -43,7 +47,7 @@ def explain(error: BaseException, config_name: str) -> str | None:
     for found in (error, error.__cause__):
         absent = isinstance(found, ConfigAttributeError | ConfigKeyError)
         if absent and found.full_key and "not in struct" in str(found):  # type: ignore[union-attr]
-            return _unknown_key(found.full_key, config_name)  # type: ignore[union-attr]
+            return _unknown_key(found.full_key, config_name, typed)  # type: ignore[union-attr]
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         if "Missing mandatory value" in str(error):
             return f"{error.full_key} is required: give {error.full_key}=..."
@@ -57,19 +61,19 @@ def _missing_option(error: MissingConfigException) -> str:
     wanted = error.missing_cfg_file or ""
     if "/" not in wanted:
         return _one_line(error)
-    group, _, option = wanted.rpartition("/")
-    found = error.options if error.options is not None else options(group)
-    allowed = ", ".join(sorted(found)) or "none"
+    group, _, option = wanted.removesuffix(".yaml").partition("/")
+    found = options(group) or sorted(error.options or [])
+    allowed = ", ".join(found) or "none"
     also = ", or a folder, a .safetensors file or a hub id" if group == "model" else ""
     return f"{group}={option}: no such option{_near(option, found)}; allowed: {allowed}{also}"
 
 
-def _unknown_key(key: str, config_name: str) -> str:
+def _unknown_key(key: str, config_name: str, typed: Sequence[str]) -> str:
     parent, _, last = key.rpartition(".")
     if key == "method":
         names = ", ".join(options("method"))
         return f"method: no method is in use; give method=[NAME] as well, NAME one of {names}"
-    config = _defaults(config_name)
+    config = _defaults(config_name, typed)
     if parent and config is not None:
         config = OmegaConf.select(config, parent)
     if not isinstance(config, DictConfig):
@@ -79,14 +83,15 @@ def _unknown_key(key: str, config_name: str) -> str:
     return f"unknown option {key!r}{_near(last, allowed)}; allowed{where}: {', '.join(allowed)}"
 
 
-def _defaults(config_name: str) -> DictConfig | None:
+def _defaults(config_name: str, typed: Sequence[str]) -> DictConfig | None:
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
+    choices = [each for each in typed if options(each.partition("=")[0])]
     try:
         with initialize_config_module("edgegen.configs", version_base="1.3"):
-            return compose(config_name)
+            return compose(config_name, choices)
     except Exception:  # only the list of allowed names is lost
         return None
 

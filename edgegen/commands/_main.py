@@ -107,7 +107,7 @@ def command(name: str, free_text: Sequence[str] = ()) -> Callable[[Command], Cal
                 _exit(name, "interrupted", 130)
             if isinstance(error, Killed):
                 _exit(name, "ended by SIGTERM", 143)
-            line = None if verbose else explain(error, name)
+            line = None if verbose else explain(error, name, typed)
             if line is None:
                 raise error
             _exit(name, f"error: {line}", 2)

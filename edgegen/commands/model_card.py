@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ..data.emoji import Split
+from ..data.evaluation import evaluation_pictures
 from ..runs.pictures import grid, write_png
 from ..runs.record import Run
 from ._domain import read_domain
@@ -24,14 +25,14 @@ _COLUMNS = 8
 
 @command("model_card")
 def main(cfg: DictConfig, run: Run) -> None:
-    """Make the first pictures of each split, and a labelled sheet of each."""
+    """Make the first pictures of each split, in the order of evaluation, and a sheet of each."""
     emoji = read_domain(cfg)
     chosen = {}
     for split in _SHEETS:
         most = cfg.sheets[split]
         if not isinstance(most, int) or isinstance(most, bool) or most < 0:
             raise ValueError(f"sheets.{split}={most}: must be a whole number, 0 or more")
-        chosen[split] = emoji.indices(split)[:most]
+        chosen[split] = evaluation_pictures(emoji, split)[:most]
     captions = [emoji.caption(emoji.pictures[i]) for found in chosen.values() for i in found]
     if not captions:
         raise ValueError("no captions: the domain is empty, or all of sheets are 0")

@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
+from edgegen.commands import train
 from edgegen.commands._arguments import options, quoted, rewrite
 from edgegen.commands._main import check_targets, command
 from edgegen.runs.record import Run, is_finished, read_record
@@ -165,6 +166,21 @@ def test_an_unknown_group_option_is_named_with_the_allowed_ones(tried, capsys):
     assert "model=emoij" in line
     for name in options("model"):
         assert name in line
+
+
+def test_options_inside_a_chosen_experiment_are_named(capsys):
+    for typed, words in {
+        "experiment=emoji/vea": ["experiment=emoji/vea", "did you mean 'emoji/vae'", "emoji/clip"],
+        "module.optimizer.lrr=1": ["'module.optimizer.lrr'", "did you mean 'lr'", "warmup"],
+        "module.optimzer.lr=1": ["'module.optimzer'", "did you mean 'optimizer'"],
+    }.items():
+        with pytest.raises(SystemExit) as stopped:
+            train.main(["experiment=emoji/vae", typed, "output_dir=never"])
+        assert stopped.value.code == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        for word in words:
+            assert word in line
 
 
 @pytest.mark.parametrize(
