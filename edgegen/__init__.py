@@ -13,21 +13,36 @@ _PUBLIC = {
     "deepcache": "api",
     "faster_diffusion": "api",
     "load": "api",
+    "quantize_": "api",
+    "quantized": "api",
+    "VideoEditor": "api",
     "CostTracker": "cost",
 }
 
 if TYPE_CHECKING:
-    from .api import apply, clockwork, deepcache, faster_diffusion, load
+    from .api import (
+        VideoEditor,
+        apply,
+        clockwork,
+        deepcache,
+        faster_diffusion,
+        load,
+        quantize_,
+        quantized,
+    )
     from .cost import CostTracker
 
 __all__ = [
     "CostTracker",
+    "VideoEditor",
     "__version__",
     "apply",
     "clockwork",
     "deepcache",
     "faster_diffusion",
     "load",
+    "quantize_",
+    "quantized",
 ]
 
 

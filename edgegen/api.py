@@ -4,19 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
-from .pipelines.load import load
-from .reuse import clockwork, deepcache, faster_diffusion
+import torch
 
-__all__ = ["Method", "apply", "clockwork", "deepcache", "faster_diffusion", "load"]
+from .pipelines import load as pipelines_load
+from .quantization import attach_steps, is_quantized, load_quantized, quantize_, quantized
+from .reuse import clockwork, deepcache, faster_diffusion
+from .video import VideoEditor
+
+__all__ = [
+    "Method",
+    "VideoEditor",
+    "apply",
+    "clockwork",
+    "deepcache",
+    "faster_diffusion",
+    "load",
+    "quantize_",
+    "quantized",
+]
 
 Method = Callable[[Any], AbstractContextManager[Any]]
 """What makes a pipeline cheaper while a `with` block is open, such as `clockwork`."""
 
 # What a method takes hold of, in the order in which methods are entered.
-_SEAMS: dict[Any, str] = {clockwork: "steps", deepcache: "steps", faster_diffusion: "steps"}
+_SEAMS: dict[Any, str] = {
+    quantized: "weights",
+    clockwork: "steps",
+    deepcache: "steps",
+    faster_diffusion: "steps",
+}
 _ORDER = ("weights", "attention", "steps")
+
+
+@wraps(pipelines_load.load)
+def load(source: str | Path, **options: Any) -> Any:
+    pipe = pipelines_load.load(source, reader=_read_quantized, **options)
+    attach_steps(pipe)
+    return pipe
+
+
+def _read_quantized(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    return load_quantized(kind, folder, dtype) if is_quantized(folder) else None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from edgegen.pipelines import load as module
 
 
 def test_load_is_the_one_of_the_pipelines() -> None:
-    assert edgegen.load is module.load
+    assert edgegen.load.__wrapped__ is module.load
 
 
 def test_importing_edgegen_does_not_import_torch() -> None:

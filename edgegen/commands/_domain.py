@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.emoji import FAMILY, STYLES, EmojiSet
 from ..data.views import BACKGROUNDS, composite
 from ..metrics.quality.concept import Gallery, copies
+from ..metrics.quality.concept_score import ConceptScore
 from ..metrics.quality.efflite0 import cached_features
 
 _FAMILIES = sorted(set(FAMILY.values()))
@@ -55,13 +56,11 @@ class RealPictures:
         """Draw the pictures of `emoji`; their features are kept in the folder `cache`."""
         white = np.array(BACKGROUNDS["white"])
         pixels = np.stack([composite(emoji.rgba(index), white) for index in range(len(emoji))])
-        concepts = torch.tensor([picture.concept for picture in emoji.pictures])
-        families = torch.tensor([_FAMILIES.index(FAMILY[each.style]) for each in emoji.pictures])
-        return cls(emoji, pixels, Gallery(cached_features(pixels, cache), concepts, families))
+        return cls(emoji, pixels, Gallery(cached_features(pixels, cache), *_labels(emoji)))
 
     def answerable(self, asks: Sequence[int]) -> list[bool]:
         """Whether the captions of the pictures at `asks` can be answered, see `Gallery`."""
-        return self.gallery.answerable(*self._asked(asks)).tolist()
+        return answerable(self.emoji, asks)
 
     def correct(self, features: Tensor, asks: Sequence[int], k: int) -> np.ndarray:
         """(N,) bool: do pictures with these features show what the ones at `asks` show?"""
@@ -74,3 +73,37 @@ class RealPictures:
     def _asked(self, asks: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = torch.tensor(asks, dtype=torch.long)
         return self.gallery.concepts[rows], self.gallery.families[rows]
+
+
+def answerable(emoji: EmojiSet, asks: Sequence[int]) -> list[bool]:
+    """Whether the captions of the pictures at `asks` can be answered, see `Gallery`."""
+    concepts, families = _labels(emoji)
+    rows = torch.tensor(asks, dtype=torch.long)
+    gallery = Gallery(torch.zeros(len(emoji), 1), concepts, families)
+    return gallery.answerable(concepts[rows], families[rows]).tolist()
+
+
+@dataclass(frozen=True)
+class AskedPictures:
+    """Judges pictures that the captions of the real pictures at `asks` have asked for."""
+
+    real: RealPictures
+    asks: Sequence[int]
+
+    def score(self, features: Tensor, seeds: int, nearest: int) -> ConceptScore:
+        """Of (N, 1280) features of pictures, `seeds` of each caption in a row."""
+        emoji, asks = self.real.emoji, list(self.asks)
+        shape, asked = (len(asks), seeds), np.repeat(asks, seeds).tolist()
+        own = self.real.gallery.features[torch.tensor(asks)]
+        return ConceptScore(
+            correct=self.real.correct(features, asked, nearest).reshape(shape),
+            copied=self.real.copied(features).reshape(shape),
+            real=self.real.correct(own, asks, nearest),
+            styles=np.array([emoji.pictures[ask].style for ask in asks]),
+        )
+
+
+def _labels(emoji: EmojiSet) -> tuple[Tensor, Tensor]:
+    """Concept and style family of each picture: (N,) int64 both."""
+    concepts = torch.tensor([picture.concept for picture in emoji.pictures])
+    return concepts, torch.tensor([_FAMILIES.index(FAMILY[each.style]) for each in emoji.pictures])

@@ -88,12 +88,21 @@ def _defaults(config_name: str, typed: Sequence[str]) -> DictConfig | None:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    choices = [each for each in typed if options(each.partition("=")[0])]
+    choices = [choice for each in typed if (choice := _choice(*each.partition("=")[::2]))]
     try:
         with initialize_config_module("edgegen.configs", version_base="1.3"):
             return compose(config_name, choices)
     except Exception:  # only the list of allowed names is lost
         return None
+
+
+def _choice(group: str, typed: str) -> str | None:
+    """A choice of configs as Hydra takes it: a model that is a path is one of `custom`."""
+    allowed = options(group)
+    names = [name.strip() for name in typed.strip("[]").split(",") if name.strip()]
+    if allowed and names and all(name in allowed for name in names):
+        return f"{group}={typed}"
+    return "model=custom" if group == "model" and names else None
 
 
 def _near(name: str, allowed: list[str] | tuple[str, ...] | object) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,26 +77,36 @@ def draw(
     done = len(pictures) - len(missing)
     with tqdm(total=len(pictures), initial=done, desc=description, unit="picture") as bar:
         for start in range(0, len(pictures), batch_size):
-            batch = pictures[start : start + batch_size]
-            if not any(each.file in missing for each in batch):
-                continue
-            settings = batch[0].settings
-            with quiet(), cost.batch(len(batch)) if cost else nullcontext():
-                images = sample(
-                    pipe,
-                    [each.prompt for each in batch],
-                    [(each.seed, each.index) for each in batch],
-                    steps=settings["steps"],
-                    guidance=settings["guidance"],
-                    height=settings["height"],
-                    width=settings["width"],
-                    negative_prompt=settings["negative_prompt"],
-                )
-            for each, image in zip(batch, images, strict=True):
-                if each.file in missing:
-                    write_png(each.file, image, each.settings)
-                    bar.update()
+            bar.update(draw_batch(pipe, pictures[start : start + batch_size], missing, cost))
     return len(missing)
+
+
+def draw_batch(
+    pipe: DiffusionPipeline,
+    batch: Sequence[Picture],
+    missing: Collection[Path],
+    cost: GenerationCost | None = None,
+) -> int:
+    """Make one batch whole, unless none of its files is `missing`; how many files are new."""
+    new = {each.file for each in batch} & set(missing)
+    if not new:
+        return 0
+    settings = batch[0].settings
+    with quiet(), cost.batch(len(batch)) if cost else nullcontext():
+        images = sample(
+            pipe,
+            [each.prompt for each in batch],
+            [(each.seed, each.index) for each in batch],
+            steps=settings["steps"],
+            guidance=settings["guidance"],
+            height=settings["height"],
+            width=settings["width"],
+            negative_prompt=settings["negative_prompt"],
+        )
+    for each, image in zip(batch, images, strict=True):
+        if each.file in new:
+            write_png(each.file, image, each.settings)
+    return len(new)
 
 
 def methods_of(cfg: DictConfig) -> dict[str, Method]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,14 +101,21 @@ def _check_component(path: Path, component: str, value: list[Any]) -> None:
         )
 
 
+Reader = Callable[[Any, Path, torch.dtype], Any]
+"""(class, folder, dtype) to a network, or None for one that is stored as usual."""
+
+
 def load_folder(
     folder: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
     variant: str | None = None,
     allow_pickle: bool = False,
+    reader: Reader | None = None,
 ) -> tuple[type[DiffusionPipeline], dict[str, Any]]:
     """Pipeline class and its arguments, read from a diffusers folder.
+
+    `reader` reads the networks that diffusers and transformers cannot, see `load`.
 
     Raises:
         FileNotFoundError, ValueError: one line that names the file.
@@ -123,7 +130,10 @@ def load_folder(
             parts[name] = value  # an argument such as force_zeros_for_empty_prompt
         elif name in MODELS and value[1] is not None:
             cls = next(cls for cls in MODELS[name] if cls.__name__ == value[1])
-            parts[name] = load_model(cls, folder / name, dtype, variant, allow_pickle)
+            own = reader(cls, folder / name, dtype) if reader is not None else None
+            if own is None:
+                own = load_model(cls, folder / name, dtype, variant, allow_pickle)
+            parts[name] = own
         elif name in TOKENIZERS and value[1] is not None:
             parts[name] = load_tokenizer(folder / name)
         elif name == "scheduler":

@@ -20,7 +20,7 @@ from transformers import CLIPTokenizer
 from .. import assets
 from .autoencoders import read_autoencoder, unscaled_encoder
 from .checkpoints import WEIGHT_ENDINGS
-from .folder import LEFT_OUT, MODELS, load_folder, read_index
+from .folder import LEFT_OUT, MODELS, Reader, load_folder, read_index
 from .hub import fetch, is_hub_id
 from .schedulers import make_scheduler
 from .single_file import load_single_file
@@ -40,6 +40,7 @@ def load(
     dtype: str | torch.dtype = torch.float32,
     device: str | torch.device | None = None,
     allow_pickle: bool = False,
+    reader: Reader | None = None,
 ) -> DiffusionPipeline:
     """Load a Stable Diffusion family model as a plain diffusers pipeline, in `eval` mode.
 
@@ -64,6 +65,8 @@ def load(
         dtype: of all weights: a torch dtype or its name (`DTYPES`).
         device: where to put the pipeline; default the CPU.
         allow_pickle: read `.ckpt`, `.bin`, `.pt` too, with `weights_only=True`.
+        reader: reads the networks in a folder that are stored in a form of their own;
+            `edgegen.load` has one for quantized networks.
 
     Raises:
         ValueError, FileNotFoundError: one line that names what is wrong and what is allowed.
@@ -85,7 +88,9 @@ def load(
     else:
         if tokenizer is not None or config is not None:
             raise ValueError(f"tokenizer and config are for single files, not for {path}")
-        cls, parts = load_folder(path, dtype=dtype, variant=variant, allow_pickle=allow_pickle)
+        cls, parts = load_folder(
+            path, dtype=dtype, variant=variant, allow_pickle=allow_pickle, reader=reader
+        )
 
     taken = inspect.signature(cls.__init__).parameters
     required = [*MODELS, "tokenizer", "tokenizer_2", "scheduler"]

@@ -166,7 +166,8 @@ def save_adaptor(adaptor: ResNetAdaptor, path: str | Path, unet: nn.Module, cut:
     weights = {name: tensor.contiguous() for name, tensor in adaptor.state_dict().items()}
     path = Path(path)
     part = path.with_name(path.name + ".part")  # so that there is never half a file
-    save_file(weights, part, metadata={"format": "pt", "edgegen_adaptor": json.dumps(about)})
+    # One entry: safetensors writes several in no fixed order, and files could not be compared.
+    save_file(weights, part, metadata={"edgegen_adaptor": json.dumps(about)})
     os.replace(part, path)
 
 

@@ -56,6 +56,7 @@ class Context:
         adaptor: predicts r_out from (r_in, last r_out, time, text); without one the site's value is
             taken as it stands.
         refuse: raises the error for an evaluation that must not be; None lets all pass.
+        exchange: gives what goes on in place of the r_out of a full pass, which is kept as it was.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Context:
         keeps: frozenset[str] = frozenset(),
         adaptor: Callable[..., torch.Tensor] | None = None,
         refuse: Callable[[], NoReturn] | None = None,
+        exchange: Callable[[], torch.Tensor] | None = None,
     ) -> None:
         self.sites = sites
         self.full = True
@@ -73,6 +75,7 @@ class Context:
         self.keeps_text = "text" in keeps
         self.adaptor = adaptor
         self.refuse = refuse
+        self.exchange = exchange
 
     def clear(self) -> None:
         """Let go of all features, and let no evaluation pass."""
@@ -102,8 +105,10 @@ class Context:
         if self.keeps_text and text is not None:
             self.slot.text = text
 
-    def store(self, *value: torch.Tensor) -> None:
-        self.slot.sites[0].value = value
+    def store(self, value: torch.Tensor) -> torch.Tensor:
+        """Keep the r_out of a full pass; returns what goes on from there."""
+        self.slot.sites[0].value = (value,)
+        return value if self.exchange is None else self.exchange()
 
     def predict(self) -> torch.Tensor:
         """r_out of a reuse step."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,7 +49,11 @@ class Observation:
 
 
 @contextmanager
-def observe(target: Any, cut: Stage | None = None) -> Iterator[Observation]:
+def observe(
+    target: Any,
+    cut: Stage | None = None,
+    exchange: Callable[[Observation], torch.Tensor] | None = None,
+) -> Iterator[Observation]:
     """Watch the features at a cut, of full evaluations without any clock.
 
         with observe(unet, Stage(1)) as seen:
@@ -57,6 +62,8 @@ def observe(target: Any, cut: Stage | None = None) -> Iterator[Observation]:
 
     Args:
         target: a pipeline with a UNet, or a UNet. Nothing else may be attached to it.
+        exchange: called in each evaluation when all is known; what it returns goes on in place of
+            r_out. So one evaluation gives the true r_out and the output that a prediction leads to.
 
     Raises:
         ValueError: as `reuse` does.
@@ -65,7 +72,10 @@ def observe(target: Any, cut: Stage | None = None) -> Iterator[Observation]:
     unet, _ = find_unet(target)
     check_unet(unet)
     context = Context(keeps=frozenset({"r_in", "time", "text"}))
+    seen = Observation(context)
+    if exchange is not None:
+        context.exchange = partial(exchange, seen)
     with ExitStack() as stack:
         stack.callback(context.clear)
         attach(stack, unet, cut or Stage(), context)
-        yield Observation(context)
+        yield seen

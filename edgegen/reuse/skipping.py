@@ -174,9 +174,7 @@ def _mid(_: Any, context: Context, first: bool, forward: Forward, last: bool) ->
         context.note_text(kwargs.get("encoder_hidden_states"))
         if context.full:
             out = forward(hidden_states, temb, *args, **kwargs)
-            if last:
-                context.store(out)
-            return out
+            return context.store(out) if last else out
         return context.predict() if last else hidden_states
 
     return run
@@ -188,9 +186,7 @@ def _up(
     def run(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if context.full:
             out = forward(hidden_states, *args, **kwargs)
-            if last and not upsamples:
-                context.store(out)
-            return out
+            return context.store(out) if last and not upsamples else out
         size = kwargs.get("upsample_size")
         if not last:
             scale = 2 if block.upsamplers else 1
@@ -207,7 +203,7 @@ def _up(
 def _upsampler(context: Context, forward: Forward) -> Forward:
     def run(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if context.full:
-            context.store(hidden_states)
+            hidden_states = context.store(hidden_states)
         return forward(hidden_states, *args, **kwargs)
 
     return run
@@ -221,9 +217,7 @@ def _layer(
             context.begin(hidden_states, temb)
         if context.full:
             out = forward(hidden_states, temb, *args, **kwargs)
-            if last:
-                context.store(out)
-            return out
+            return context.store(out) if last else out
         return context.predict() if last else _empty(hidden_states, resnet.out_channels)
 
     return run
@@ -235,9 +229,7 @@ def _attention(
     def run(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if context.full:
             out = forward(hidden_states, *args, **kwargs)
-            if last:
-                context.store(out[0])
-            return out
+            return (context.store(out[0]), *out[1:]) if last else out
         return (context.predict() if last else hidden_states,)
 
     return run

@@ -109,3 +109,18 @@ def sha256(path: str | Path) -> str:
 def _sha256(path: str, size: int, modified: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """SHA-256 of this package's own Python files, as 16 hex digits.
+
+    Unlike a commit it does not change with a README or a result that is committed, and it is there
+    where the package is installed without git. Read once a process: that is the code that runs.
+    """
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+        digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]

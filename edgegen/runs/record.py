@@ -16,7 +16,7 @@ from typing import IO, Any
 import yaml
 
 from .atomic import write_atomic
-from .environment import git_state, machine, package_versions, sha256
+from .environment import code_version, git_state, machine, package_versions, sha256
 
 _METRIC = re.compile(r"[a-z0-9_]+(/[a-z0-9_.\-]+)+")
 
@@ -91,6 +91,7 @@ class Run:
             seeds=seeds,
             device=None,
             git=git_state(),
+            code=code_version(),
             versions=package_versions(),
             machine=machine(),
             files={},

@@ -1,4 +1,4 @@
-"""The report of a generation: one HTML file that needs nothing beside it."""
+"""Reports: one HTML file each that needs nothing beside it. Here that of a generation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup
 from PIL import Image
 
@@ -67,23 +67,36 @@ def write_report(
         | {"share": part["share"], "grow": f"{part['share'] or 0:.4f}"}
         for part in parts
     ]
-    page = Environment(autoescape=True, trim_blocks=True).from_string(_file("report.html"))
-    text = page.render(
+    text = render(
+        "report.html",
         title=title,
         lead=lead,
-        style=Markup(_file("report.css")),  # ours, and `>` must stay as it is
         figures=_figures(cost, record),
-        pictures=[_inlined(picture) for picture in pictures[:most]],
+        pictures=[inlined(picture) for picture in pictures[:most]],
         left_out=max(0, len(pictures) - most),
         heads=HEADS,
         parts=rows,
         bar_label="Share of MACs: " + ", ".join(f"{row['name']} {row['cells'][4]}" for row in rows),
         total=_cells(_sum(parts)) if parts else [],
         notes=_notes(cost) if cost else [],
-        record=_record(record),
-        details=_details(record),
+        **record_values(record),
     )
     return write_atomic(path, text)
+
+
+def render(template: str, styles: Sequence[str] = (), **values: Any) -> str:
+    """A page from a template beside this file, with `report.css` and `styles` written into it.
+
+    Values are text, escaped by the template engine.
+    """
+    pages = Environment(autoescape=True, trim_blocks=True, loader=FunctionLoader(_file))
+    css = "".join(map(_file, ("report.css", *styles)))
+    return pages.get_template(template).render(style=Markup(css), **values)  # `>` stays as it is
+
+
+def record_values(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What `record.html`, the part of a page about how it came about, needs of a `run.json`."""
+    return {"record": _record(record), "details": _details(record)}
 
 
 def metric(value: float, unit: str = "", digits: int = 3) -> str:
@@ -188,7 +201,8 @@ def _details(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]
     return [(name, rows) for name, rows in groups if rows]
 
 
-def _inlined(picture: ReportPicture) -> dict[str, Any]:
+def inlined(picture: ReportPicture) -> dict[str, Any]:
+    """What a page's `img` needs of a picture: the whole file as `source`, its size, the texts."""
     data = picture.file.read_bytes()
     with Image.open(picture.file) as image:
         width, height, kind = image.width, image.height, Image.MIME[image.format or "PNG"]

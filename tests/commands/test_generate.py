@@ -11,6 +11,7 @@ from PIL import Image
 import edgegen
 from edgegen.commands import _generation, generate
 from edgegen.commands._prompts import read_prompts
+from edgegen.pipelines.load import load
 from edgegen.pipelines.schedulers import scheduler_names
 from edgegen.runs.generation import GenerationCost
 from edgegen.runs.pictures import read_settings
@@ -381,3 +382,23 @@ def test_another_method_makes_the_pictures_anew(make):
     again = make("prompts=a", "steps=4", "method=[clockwork]", "method.clockwork.clock=4")
     assert metrics_of(again)["run/images_new"] == 1
     assert (again / "images" / "000000.png").read_bytes() != before
+
+
+def test_a_quantized_folder_is_loaded_as_it_was_saved(tiny_pipeline_folder, tmp_path):
+    pipe = edgegen.load(tiny_pipeline_folder)
+    edgegen.quantize_(pipe, "w4a16")
+    pipe.save_pretrained(tmp_path / "w4")
+    again = edgegen.load(tmp_path / "w4")
+
+    def draw(pipe):
+        generator = torch.Generator().manual_seed(0)
+        return pipe("a", num_inference_steps=2, generator=generator, output_type="pt").images
+
+    assert torch.equal(draw(pipe), draw(again))
+    sizes = [
+        sum(file.stat().st_size for file in (folder / "unet").glob("*.safetensors"))
+        for folder in (tiny_pipeline_folder, tmp_path / "w4")
+    ]
+    assert sizes[1] < sizes[0]
+    with pytest.raises(ValueError, match="UNet2DConditionModel"):
+        load(tmp_path / "w4")  # diffusers' own reading cannot take it for a plain one

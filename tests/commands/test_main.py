@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
-from edgegen.commands import train
+from edgegen.commands import generate, train
 from edgegen.commands._arguments import options, quoted, rewrite
 from edgegen.commands._main import check_targets, command
 from edgegen.runs.record import Run, is_finished, read_record
@@ -166,6 +166,16 @@ def test_an_unknown_group_option_is_named_with_the_allowed_ones(tried, capsys):
     assert "model=emoij" in line
     for name in options("model"):
         assert name in line
+
+
+def test_options_of_a_method_are_named_beside_a_model_of_ones_own(capsys):
+    typed = ["model=some/folder", "method=[clockwork]", "method.clockwork.clok=3", "prompts=a"]
+    with pytest.raises(SystemExit) as stopped:
+        generate.main([*typed, "output_dir=never"])
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err
+    assert "'method.clockwork.clok' (did you mean 'clock'?)" in line
+    assert "before_upsampler" in line
 
 
 def test_options_inside_a_chosen_experiment_are_named(capsys):

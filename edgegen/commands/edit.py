@@ -1,0 +1,189 @@
+"""`python scripts/edit.py`: a video edited by an instruction, and what it cost."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from ..api import apply, load
+from ..cost import CostTracker
+from ..runs.environment import sha256
+from ..runs.record import Run
+from ..sampling.generate import cut_off
+from ..video import Edited, VideoEditor
+from ._generation import methods_of, model_files, quiet, read_text, whole_number
+from ._main import command
+
+
+@command("edit", free_text=("video", "instruction", "output", "negative_prompt"))
+def main(cfg: DictConfig, run: Run) -> None:
+    """Edit the video that the settings name, and keep the record."""
+    source, instruction = _required(cfg, "video"), _required(cfg, "instruction")
+    output = _output(cfg, run, Path(source).expanduser())
+    pipe = _load_editor(cfg)
+    methods = methods_of(cfg)
+    anchors: Any = cfg.anchors
+    if OmegaConf.is_config(anchors):
+        anchors = OmegaConf.to_container(anchors)
+    editor = VideoEditor(
+        pipe,
+        anchors,
+        own=_flag(cfg, "own"),
+        schedule=str(cfg.schedule),
+        chunk=whole_number(cfg, "chunk", 1),
+    )
+    settings: dict[str, Any] = {
+        "resolution": None if cfg.resolution is None else whole_number(cfg, "resolution", 1),
+        "limit": None if cfg.preview is None else whole_number(cfg, "preview", 1),
+        "rate": None if cfg.rate is None else _number(cfg, "rate"),
+        "audio": _flag(cfg, "audio"),
+        "codec": read_text(cfg, "codec"),
+        "resume": _flag(cfg, "resume"),
+        "steps": whole_number(cfg, "steps", 1),
+        "guidance": None if cfg.guidance is None else _number(cfg, "guidance"),
+        "image_guidance": _number(cfg, "image_guidance"),
+        "strength": _number(cfg, "strength"),
+        "negative": read_text(cfg, "negative_prompt") or "",
+        "seed": whole_number(cfg, "seed", 0),
+    }
+    attached = {
+        str(name): OmegaConf.to_container(each, resolve=True)
+        for name, each in (cfg.get("method") or {}).items()
+    }
+    if lost := cut_off(pipe, instruction):
+        print(f"the instruction is too long; cut off: {lost[:200]!r}", file=sys.stderr)
+    bar = _Bar(run)
+    start = time.perf_counter()
+    with apply(pipe, methods), CostTracker(pipe) as cost, quiet(), bar:
+        made = _edit(editor, source, output, instruction, attached, bar, settings)
+    _record(cfg, run, pipe, made, time.perf_counter() - start, bar.done, cost)
+    print(f"{made.frames} frames of {made.width}×{made.height} in {made.output}")
+
+
+def _edit(
+    editor: VideoEditor,
+    source: str,
+    output: Path,
+    instruction: str,
+    attached: dict[str, Any],
+    bar: _Bar,
+    settings: dict[str, Any],
+) -> Edited:
+    try:
+        return editor.edit(
+            source, output, instruction, settings=attached, progress=bar.update, **settings
+        )
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(
+                f"output={output}: the disk is full; free some space and go on with resume=true"
+            ) from error
+        raise
+
+
+def _record(
+    cfg: DictConfig,
+    run: Run,
+    pipe: DiffusionPipeline,
+    made: Edited,
+    seconds: float,
+    frames: float,
+    cost: CostTracker,
+) -> None:
+    source = Path(cfg.video).expanduser()
+    run.info(
+        device=str(pipe.device),
+        seeds=[cfg.seed],
+        output={"path": str(made.output), "anchors": made.anchors, "schedule": made.schedule},
+    )
+    for file in [*model_files(pipe), *([source] if source.is_file() else [])]:
+        run.used_file(file)
+    if made.output.is_file():
+        run.info(output_sha256=sha256(made.output))
+    run.log(
+        {
+            "run/frames": made.frames,
+            "run/frames_new": frames,
+            "run/anchors": sum(map(len, made.anchors)),
+            "run/scenes": len(made.anchors),
+            "run/guidance_branches": made.branches,
+            "run/evaluations": made.evaluations,
+            "cost/seconds": seconds,
+        }
+    )
+    if frames < 0.5:
+        for name in ("seconds_per_frame", "total_tflops_all", "total_tflops_conv_linear"):
+            run.note(f"cost/{name}", "all frames were there: nothing was made")
+        return
+    run.log({"cost/seconds_per_frame": seconds / frames, **cost.metrics(max(1, round(frames)))})
+
+
+class _Bar:
+    """A progress bar in frames; appears with the first work done, as does the record."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.done = 0.0
+        self._bar: tqdm[Any] | None = None
+
+    def update(self, frames: float, total: int) -> None:
+        if self._bar is None:
+            self._run.start()
+            layout = "{percentage:3.0f}%|{bar}| {n:.1f}/{total} frames [{elapsed}<{remaining}, "
+            self._bar = tqdm(total=total, unit="frame", bar_format=layout + "{rate_fmt}]")
+        self.done += frames
+        self._bar.update(frames)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _load_editor(cfg: DictConfig) -> DiffusionPipeline:
+    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if cfg.model.source is None:
+        raise ValueError(f"model={cfg.model.name}: says no weights; give model.source=...")
+    with quiet():
+        pipe = load(cfg.model.source, scheduler=cfg.scheduler, device=str(device))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _output(cfg: DictConfig, run: Run, source: Path) -> Path:
+    given = read_text(cfg, "output")
+    if given is not None:
+        if not given.strip():
+            raise ValueError("output: is empty; give a file or a new folder")
+        return Path(given).expanduser()
+    return run.folder / f"edited{source.suffix if not source.is_dir() else ''}"
+
+
+def _required(cfg: DictConfig, key: str) -> str:
+    value = read_text(cfg, key)
+    if value is None:
+        raise ValueError(f"{key} is required: give {key}=...")
+    return value
+
+
+def _number(cfg: DictConfig, key: str) -> float:
+    value = cfg[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e4:
+        raise ValueError(f"{key}={value}: must be a number, 0 or more")
+    return float(value)
+
+
+def _flag(cfg: DictConfig, key: str) -> bool:
+    if not isinstance(cfg[key], bool):
+        raise ValueError(f"{key}={cfg[key]}: must be true or false")
+    return cfg[key]

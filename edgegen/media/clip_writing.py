@@ -1,0 +1,131 @@
+"""Clips written to video files, animated pictures and folders: whole, or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .clips import Timing
+from .container import Container
+
+
+def is_folder(path: Path) -> bool:
+    """Whether `path` names a folder of frames rather than a file: it has no ending, or exists."""
+    return path.is_dir() or not path.suffix
+
+
+def check_output(
+    path: Path,
+    size: tuple[int, int],
+    timing: Timing,
+    audio: Path | None = None,
+    codec: str | None = None,
+) -> None:
+    """Raises ValueError where `write_clip` with the same arguments could not do its work."""
+    if is_folder(path):
+        if path.is_dir() and any(path.iterdir()):
+            raise ValueError(f"{path}: is a folder with something in it; give a new one")
+        return
+    output = Container(path, io.BytesIO(), size, timing, codec, audio)
+    try:
+        output.start()
+    finally:
+        output.abandon()
+
+
+def write_clip(
+    path: Path,
+    pictures: Iterable[np.ndarray],
+    timing: Timing,
+    *,
+    aspect: Fraction = Fraction(1),
+    audio: Path | None = None,
+    audio_end: Fraction | None = None,
+    codec: str | None = None,
+) -> None:
+    """Write the frames of a clip; the file (or folder) appears when it is complete.
+
+    The ending of `path` chooses the container: whatever PyAV writes, webp and gif animations too;
+    without one, the frames become PNG files in a new folder. Times are kept as far as the container
+    can: whole milliseconds in mkv, webm and webp, hundredths of a second in gif, one rate in avi.
+    The same frames give the same bytes, on the same machine.
+
+    Args:
+        pictures: (H, W, 3) uint8 RGB, as many as `timing` has times. Taken one by one. Where the
+            codec stores colours by twos, an odd last row or column is repeated.
+        aspect: width of a pixel over its height.
+        audio: a video file whose sound is copied, packet by packet; until `audio_end` (seconds),
+            or all of it.
+        codec: an encoder of FFmpeg such as `libx265` or `ffv1` (lossless); default by container.
+
+    Raises:
+        ValueError: a container or codec that PyAV does not write, or that cannot hold the sound.
+        OSError: no space left, and the like.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if is_folder(path):
+            _write_folder(temporary, pictures)
+            if path.is_dir():
+                path.rmdir()
+        else:
+            _write_file(temporary, pictures, timing, aspect, audio, audio_end, codec)
+        os.replace(temporary, path)
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write_folder(folder: Path, pictures: Iterable[np.ndarray]) -> None:
+    folder.mkdir()
+    for index, pixels in enumerate(pictures):
+        Image.fromarray(pixels).save(folder / f"{index:06d}.png")
+
+
+def _write_file(
+    path: Path,
+    pictures: Iterable[np.ndarray],
+    timing: Timing,
+    aspect: Fraction,
+    audio: Path | None,
+    audio_end: Fraction | None,
+    codec: str | None,
+) -> None:
+    pictures = iter(pictures)
+    first = next(pictures)
+    size = (first.shape[0], first.shape[1])
+    with Container(path, str(path), size, timing, codec, audio, audio_end) as output:
+        output.stream.codec_context.sample_aspect_ratio = aspect
+        output.write(_chain(first, pictures), timing)
+    if path.suffix.lower() == ".webp":
+        _set_last_duration(path, round(timing.durations[-1] * timing.time_base * 1000))
+
+
+def _chain(first: np.ndarray, rest: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    yield first
+    yield from rest
+
+
+def _set_last_duration(path: Path, milliseconds: int) -> None:
+    """Of a webp animation, whose encoder makes the last frame last as long as the mean one."""
+    with open(path, "r+b") as file:
+        file.seek(12)
+        place = None
+        while len(head := file.read(8)) == 8:
+            kind, length = struct.unpack("<4sI", head)
+            place = file.tell() if kind == b"ANMF" else place
+            file.seek(length + length % 2, os.SEEK_CUR)
+        if place is not None:
+            file.seek(place + 12)
+            file.write(milliseconds.to_bytes(3, "little"))

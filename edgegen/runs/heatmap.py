@@ -1,0 +1,65 @@
+"""Tables as pictures: one heat map a table, side by side in one PNG."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .atomic import write_atomic
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A table with its captions; NaN leaves a field empty.
+
+    Attributes:
+        values: [row][column]; the first row is drawn on top.
+        marked: fields with a frame around them, as (row, column).
+    """
+
+    title: str
+    values: Sequence[Sequence[float]]
+    rows: Sequence[str]
+    columns: Sequence[str]
+    row_name: str
+    column_name: str
+    marked: frozenset[tuple[int, int]] = frozenset()
+
+
+def write_heatmaps(path: str | Path, maps: Sequence[HeatMap]) -> Path:
+    """Draw the tables side by side, each with a scale of its own and its numbers in the fields."""
+    # The object interface: no global state, and no window system is looked for.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    widths = [max(3.0, 0.62 * len(table.columns) + 1.4) for table in maps]
+    height = max(2.6, 0.5 * max(len(table.rows) for table in maps) + 1.5)
+    figure = Figure(figsize=(sum(widths), height), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(maps), squeeze=False, width_ratios=widths)[0]
+    for axis, table in zip(axes, maps, strict=True):
+        known = [v for row in table.values for v in row if math.isfinite(v)]
+        low, high = min([0.0, *known]), max([*known, 1e-12])
+        axis.imshow(table.values, cmap="viridis", vmin=low, vmax=high, aspect="auto")
+        axis.set_title(table.title, fontsize=9)
+        axis.set_xticks(range(len(table.columns)), table.columns, fontsize=8)
+        axis.set_yticks(range(len(table.rows)), table.rows, fontsize=8)
+        axis.set_xlabel(table.column_name, fontsize=8)
+        axis.set_ylabel(table.row_name, fontsize=8)
+        for row, line in enumerate(table.values):
+            for column, value in enumerate(line):
+                if math.isfinite(value):
+                    ink = "black" if value > low + 0.6 * (high - low) else "white"
+                    axis.text(
+                        column, row, f"{value:.2g}", ha="center", va="center", size=7, color=ink
+                    )
+        for row, column in table.marked:
+            frame = Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, ec="red", lw=2)
+            axis.add_patch(frame)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return write_atomic(path, buffer.getvalue())

@@ -1,0 +1,96 @@
+"""What makes two runs one: the same command, settings, code, weights and data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import assets
+from .environment import code_version, sha256
+
+# Settings that change where or how a result is kept, never the result.
+IMMATERIAL = frozenset({"output_dir", "cache", "resume", "log_looks"})
+_LONGEST_PATH = 1024
+
+
+def input_files(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the weights and data that the settings name: dotted key → SHA-256.
+
+    An embedded model, a file, and a folder (all files below it that are not hidden) are hashed;
+    a hub id is not, and counts by its name and nothing else.
+    """
+    found: dict[str, str] = {}
+    for key, value in _leaves(settings, ""):
+        if key == "model.source" and value in assets.model_names():
+            found[key] = _folder_sha256(assets.ROOT / value)
+            continue
+        path = _path(value)
+        if path is not None and path.is_file():
+            found[key] = sha256(path)
+        elif path is not None and path.is_dir() and ("/" in value or key == "model.source"):
+            found[key] = _folder_sha256(path)
+    return found
+
+
+def run_id(
+    command: str,
+    settings: Mapping[str, Any],
+    *,
+    inputs: Mapping[str, str] | None = None,
+    code: str | None = None,
+) -> str:
+    """A word of 16 letters and digits that is equal for runs that must give equal results, only.
+
+    Args:
+        command: its name.
+        settings: plain and resolved. `IMMATERIAL` ones are left out, and no order of keys counts.
+        inputs: as by `input_files`, which is the default.
+        code: as by `code_version`, which is the default.
+    """
+    content = {
+        "command": command,
+        "settings": _material(settings),
+        "inputs": dict(input_files(settings) if inputs is None else inputs),
+        "code": code_version() if code is None else code,
+    }
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
+    # The letter keeps it from being read as a number.
+    return "r" + hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:15]
+
+
+def _material(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in settings.items() if key not in IMMATERIAL}
+
+
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if path or key not in IMMATERIAL:
+                yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from _leaves(value, f"{path}[{index}]")
+    elif isinstance(node, str):
+        yield path, node
+
+
+def _path(value: str) -> Path | None:
+    if not value or len(value) > _LONGEST_PATH or "\n" in value or "\0" in value:
+        return None
+    try:
+        path = Path(value).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):
+        return None
+
+
+def _folder_sha256(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            digest.update(f"{name.as_posix()}\0{sha256(path)}\0".encode())
+    return digest.hexdigest()

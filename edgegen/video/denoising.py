@@ -1,0 +1,295 @@
+"""Denoising frames by an instruction: the guidance branches, the shared noise, the scheduler."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionPipeline,
+)
+
+from ..sampling.generate import noise_generator
+from ..sampling.steps import StepClock
+from .attention import Bank, Mode
+
+_EDITORS = (
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionImg2ImgPipeline,
+)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What to do to every frame, and how.
+
+    Attributes:
+        instruction: to an InstructPix2Pix model what to do ("make it winter"); to a plain Stable
+            Diffusion model, which edits by img2img, what is to be seen ("a forest in winter").
+        steps: denoising steps; for img2img of the whole way, of which `strength` is gone.
+        guidance: weight of the text; None: the pipeline's own.
+        image_guidance: weight of the source picture (InstructPix2Pix).
+        strength: 0 to 1, how far from the source (img2img).
+        negative: what to steer away from.
+        seed: of the noise, which all frames share.
+    """
+
+    instruction: str
+    steps: int = 10
+    guidance: float | None = None
+    image_guidance: float = 1.5
+    strength: float = 0.6
+    negative: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.instruction.strip():
+            raise ValueError("instruction: is empty; say what to do, as in 'make it winter'")
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}: must be 1 or more")
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength={self.strength:g}: must be above 0, and 1 at most")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: must be 0 or more")
+
+
+def check_editor(pipe: Any) -> None:
+    """Raises ValueError for a pipeline that cannot edit frames."""
+    if not isinstance(pipe, _EDITORS):
+        names = ", ".join(cls.__name__ for cls in _EDITORS)
+        raise ValueError(f"{type(pipe).__name__} cannot edit a video; allowed are {names}")
+
+
+class FrameDenoiser:
+    """One pipeline's denoising of frames, any number at once, one step at a time.
+
+    The scheduler is a copy, so that chunks of frames may take turns; the pipeline's own step clock
+    is told of every run and step.
+
+    Args:
+        pipe: an InstructPix2Pix or Stable Diffusion pipeline.
+        edit: what to do.
+        clock: the step clock of `pipe.scheduler`.
+        bank: of the pipeline's UNet.
+
+    Attributes:
+        first, last: numbers of the first evaluation of the UNet, and of the one behind the last.
+        branches: guidance branches.
+        keeps_history: whether the scheduler keeps tensors of earlier steps for each chunk.
+        remembers: whether anything is kept of earlier steps for each chunk: by the scheduler, or by
+            a method that listens to the clock, such as feature reuse.
+        follows_source: whether every step looks at the source's latents.
+    """
+
+    def __init__(self, pipe: Any, edit: Edit, clock: StepClock, bank: Bank) -> None:
+        check_editor(pipe)
+        self.pipe = pipe
+        self.edit = edit
+        self.clock = clock
+        self.bank = bank
+        self.device = torch.device(getattr(pipe, "_execution_device", pipe.device))
+        self.dtype: torch.dtype = pipe.unet.dtype
+        self.follows_source = isinstance(pipe, StableDiffusionInstructPix2PixPipeline)
+        default = inspect.signature(pipe.__call__).parameters["guidance_scale"].default
+        self.guidance = float(default if edit.guidance is None else edit.guidance)
+        self.branches = self._count_branches()
+        self.scheduler = self._new_scheduler()
+        self.first = self._first_evaluation()
+        self.last = len(self.scheduler.timesteps)
+        self._fresh = _snapshot(self.scheduler)
+        self._takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        self.keeps_history = self._probe_history()
+        self.remembers = self.keeps_history or bool(clock._listeners)
+        self._states: dict[Hashable, dict[str, Any]] = {}
+        self._text, self._time_cond = self._encode_text()
+
+    @property
+    def evaluations(self) -> range:
+        """Numbers of the evaluations of the UNet that a frame takes."""
+        return range(self.first, self.last)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Latents (n, C, h, w) of source frames (n, 3, H, W) in −1 to 1.
+
+        Unscaled for InstructPix2Pix, as it was trained on; the mode, so that nothing is drawn.
+        """
+        encoded = self.pipe.vae.encode(pixels.to(self.device, self.pipe.vae.dtype))
+        tiny = not hasattr(encoded, "latent_dist")
+        latents = encoded.latents if tiny else encoded.latent_dist.mode()
+        if not self.follows_source:
+            latents = latents * self.pipe.vae.config.scaling_factor
+        return latents.to(self.dtype).contiguous()
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures (n, H, W, 3) uint8 on the CPU, of latents (n, C, h, w)."""
+        vae = self.pipe.vae
+        scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
+        pictures = (vae.decode(scaled, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+        return (pictures.float().permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu()
+
+    def noise(self, shape: Sequence[int]) -> torch.Tensor:
+        """The initial noise: the same for all of (n, C, h, w) frames."""
+        one = torch.randn((1, *shape[1:]), generator=noise_generator(self.edit.seed, 0))
+        return one.to(self.device, self.dtype).expand(*shape)
+
+    def begin(self, source: torch.Tensor) -> torch.Tensor:
+        """Latents before the first evaluation, of the source's latents (n, C, h, w)."""
+        noise = self.noise(source.shape)
+        if self.follows_source:
+            return (noise * self.scheduler.init_noise_sigma).contiguous()
+        self._set_state(self._fresh, self.first)
+        start = self.scheduler.timesteps[self.first : self.first + 1]
+        return self.scheduler.add_noise(source, noise, start).contiguous()
+
+    def start(self) -> None:
+        """Tell the step clock of a new run."""
+        self._states.clear()
+        self.clock.reset(self.scheduler.timesteps, self.first)
+
+    def skip_to(self, evaluation: int) -> None:
+        """Tell the step clock of a run that was stopped before this evaluation."""
+        self.start()
+        for _ in range(self.first, evaluation):
+            self.clock.tick()
+
+    def advance(
+        self, mode: Mode, evaluation: int, key: Hashable, latents: torch.Tensor, source: Any
+    ) -> torch.Tensor:
+        """Latents after the evaluation of that number, (n, C, h, w) as before.
+
+        Args:
+            mode: what the bank is to do.
+            key: tells this batch of frames from the others of the run; the same on every step.
+            source: latents of the source frames, where `follows_source`.
+        """
+        self.bank.mode, self.bank.step, self.bank.branches = mode, evaluation, self.branches
+        self._set_state(self._states.get(key, self._fresh), evaluation)
+        time = self.scheduler.timesteps[evaluation]
+        try:
+            with self.clock.stream(key):
+                predicted = self._guided(latents, source, time)
+        finally:
+            self.bank.mode = "plain"
+        extra: dict[str, Any] = {}
+        if self._takes_generator:  # the same noise for every frame, of (seed, step) alone
+            extra["generator"] = [
+                noise_generator(self.edit.seed, evaluation + 1) for _ in range(len(latents))
+            ]
+        after = self.scheduler.step(predicted, time, latents, **extra, return_dict=False)[0]
+        if self.keeps_history:
+            self._states[key] = _snapshot(self.scheduler)
+        return after.contiguous()  # as it comes back from a file: the layout can move the last bits
+
+    def _guided(self, latents: torch.Tensor, source: Any, time: torch.Tensor) -> torch.Tensor:
+        frames, many = len(latents), self.branches
+        inputs = self.scheduler.scale_model_input(torch.cat([latents] * many), time)
+        if self.follows_source:
+            seen = [source, source, torch.zeros_like(source)][:many]
+            inputs = torch.cat([inputs, torch.cat(seen)], dim=1)
+        extra = {} if self._time_cond is None else {"timestep_cond": self._time_cond}
+        out = self.pipe.unet(
+            inputs,
+            time,
+            encoder_hidden_states=self._text.repeat_interleave(frames, 0),
+            return_dict=False,
+            **extra,
+        )[0]
+        if many == 1:
+            return out
+        if self.follows_source:
+            text, image, neither = out.chunk(3)
+            by_image = self.edit.image_guidance * (image - neither)
+            return neither + self.guidance * (text - image) + by_image
+        without, text = out.chunk(2)
+        return without + self.guidance * (text - without)
+
+    def _count_branches(self) -> int:
+        if self.pipe.unet.config.time_cond_proj_dim is not None or self.guidance <= 1:
+            return 1  # distilled: the weight is an input
+        if not self.follows_source:
+            return 2
+        return 3 if self.edit.image_guidance >= 1 else 1  # as diffusers does
+
+    def _encode_text(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Text features (branches, T, D) in the order of the branches, and the guidance's."""
+        pipe, edit, guided = self.pipe, self.edit, self.branches > 1
+        if self.follows_source:
+            text = pipe._encode_prompt(edit.instruction, self.device, 1, guided, edit.negative)
+        else:
+            encoded = pipe.encode_prompt(edit.instruction, self.device, 1, guided, edit.negative)
+            text = torch.cat([encoded[1], encoded[0]]) if guided else encoded[0]
+        width = pipe.unet.config.time_cond_proj_dim
+        if width is None:
+            return text, None
+        scale = torch.tensor([self.guidance - 1.0])
+        cond = pipe.get_guidance_scale_embedding(scale, embedding_dim=width)
+        return text, cond.to(self.device, self.dtype)
+
+    def _new_scheduler(self) -> Any:
+        scheduler = undriven(self.pipe.scheduler)
+        try:
+            scheduler.set_timesteps(self.edit.steps, device=self.device)
+        except ValueError as error:
+            name = type(scheduler).__name__
+            raise ValueError(f"steps={self.edit.steps}: {name}: {error}") from error
+        return scheduler
+
+    def _first_evaluation(self) -> int:
+        if self.follows_source:
+            return 0
+        gone = min(int(self.edit.steps * self.edit.strength), self.edit.steps)
+        if gone < 1:
+            raise ValueError(
+                f"strength={self.edit.strength:g}: leaves none of {self.edit.steps} steps; raise it"
+            )
+        return (self.edit.steps - gone) * self.scheduler.order
+
+    def _set_state(self, state: dict[str, Any], evaluation: int) -> None:
+        for name in [name for name in vars(self.scheduler) if name not in state]:
+            delattr(self.scheduler, name)
+        vars(self.scheduler).update(_copied(state))
+        if state is self._fresh and hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(evaluation)
+
+    def _probe_history(self) -> bool:
+        """Whether a step leaves tensors of the sample's shape behind in the scheduler."""
+        self._set_state(self._fresh, self.first)
+        sample, time = torch.zeros(1, 1, 1, 1), self.scheduler.timesteps[self.first]
+        extra = {"generator": noise_generator(0, 0)} if self._takes_generator else {}
+        self.scheduler.scale_model_input(sample, time)
+        self.scheduler.step(sample, time, sample, **extra)
+        left = [value for kept in vars(self.scheduler).values() for value in _flat(kept)]
+        return any(torch.is_tensor(value) and value.ndim == 4 for value in left)
+
+
+def undriven(scheduler: Any) -> Any:
+    """A copy of a scheduler that shares its settings, and drives no step clock.
+
+    `from_config` would not do: it leaves out what pipelines have changed in the configuration.
+    """
+    cls = type(scheduler)
+    other = object.__new__(cls)
+    for name, value in vars(scheduler).items():
+        wrapped = callable(value) and hasattr(cls, name)
+        if not wrapped and not name.startswith(("__", "_edgegen")):
+            vars(other)[name] = value
+    return other
+
+
+def _snapshot(scheduler: Any) -> dict[str, Any]:
+    return _copied(vars(scheduler))
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    # Multistep schedulers write into their lists.
+    return {k: list(v) if isinstance(v, list) else v for k, v in state.items()}
+
+
+def _flat(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,274 @@
+"""The video editor: one instruction, the same edit on every frame."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..media.clip_writing import check_output, write_clip
+from ..media.clips import Clip, VideoFile, open_clip
+from ..sampling.generate import default_size
+from ..sampling.steps import step_clock
+from .anchors import Anchors, Scene, parse_anchors
+from .attention import anchored_attention, bank_bytes
+from .denoising import Edit, FrameDenoiser, check_editor
+from .frames import Canvas, Reader, make_canvas, scan
+from .schedules import Job, frames_outside, steps_outside
+from .workspace import Workspace
+
+SCHEDULES = ("auto", "frames", "steps")
+_SHARE = 0.25  # of free memory that the bank of all steps may take
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What an edit made.
+
+    Attributes:
+        output: the file or folder.
+        frames: how many it has; `height` and `width` of each, in pixels.
+        anchors: their numbers, scene by scene.
+        schedule: `frames` or `steps`: the loop outside.
+        branches, evaluations: guidance branches, and evaluations of the UNet for each.
+    """
+
+    output: Path
+    frames: int
+    height: int
+    width: int
+    anchors: tuple[tuple[int, ...], ...]
+    schedule: str
+    branches: int
+    evaluations: int
+
+
+class VideoEditor:
+    """Edits videos by instruction, with anchor frames (FAIRY, arXiv 2312.13834).
+
+        editor = VideoEditor(pipe, anchors=3)
+        editor.edit("in.mp4", "out.mp4", "turn it into a painting")
+
+    The anchors are denoised together, attending to each other; every other frame attends to the
+    anchors' keys and values beside its own. All frames begin with the same noise. Methods attached
+    to the pipeline, such as feature reuse, stay at work.
+
+    Args:
+        pipe: an InstructPix2Pix pipeline, or a Stable Diffusion one, used for img2img.
+        anchors: see `anchors.ALLOWED`; or a policy.
+        own: whether frames attend to their own keys and values too.
+        schedule: `frames` outside (the bank holds all steps), `steps` outside (it holds one; the
+            frames' latents go to disk) or `auto`: frames where the bank takes up to a quarter of
+            the free memory, or where a method or the scheduler keeps features of every frame. Both
+            give the same bits.
+        chunk: frames made at once; the result depends on it by rounding only.
+
+    Raises ValueError for another pipeline and settings that are not allowed.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        anchors: int | str | list[int] | Mapping[str, int] | Anchors = 3,
+        *,
+        own: bool = True,
+        schedule: str = "auto",
+        chunk: int = 4,
+    ) -> None:
+        check_editor(pipe)
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule={schedule}: allowed are {', '.join(SCHEDULES)}")
+        if chunk < 1:
+            raise ValueError(f"chunk={chunk}: must be 1 or more")
+        self.pipe = pipe
+        self.anchors = parse_anchors(anchors)
+        self.own = own
+        self.schedule = schedule
+        self.chunk = chunk
+
+    def edit(
+        self,
+        source: str | Path | Clip,
+        output: str | Path,
+        instruction: str,
+        *,
+        resolution: int | None = None,
+        limit: int | None = None,
+        rate: float | None = None,
+        audio: bool = True,
+        codec: str | None = None,
+        resume: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        progress: Callable[[float, int], None] | None = None,
+        **edit: Any,
+    ) -> Edited:
+        """Edit a clip; `output` appears when it is complete.
+
+        Until then what is done is kept beside it, in `.NAME.edit`, and stays there when the work is
+        stopped, to go on with `resume`.
+
+        Args:
+            source: a video file, an animated webp or gif, a folder of frames, or a `Clip`.
+            output: what to write; see `media.clip_writing.write_clip`.
+            instruction: what to do; see `Edit`, whose other fields may be given too.
+            resolution: longest side of the edited frames in pixels; larger ones are reduced to it.
+                Default: the size that the model was trained for.
+            limit: edit the first so many frames only.
+            rate: frames a second of a folder.
+            audio: whether to copy the sound.
+            codec: an encoder of FFmpeg; default by the ending of `output`.
+            resume: go on where an edit with the same settings was stopped: the result is the same
+                file. Without it, what it left is removed.
+            settings: what else the result depends on, such as methods attached to the pipeline: on
+                resuming they must be as they were.
+            progress: called with the number of frames' worth of work newly done, and of all frames.
+
+        Raises:
+            FileNotFoundError, ValueError: one line; nothing is written then.
+            OSError: no space left, and the like; what is done stays beside the output.
+        """
+        what = Edit(instruction, **edit)
+        path = Path(output).expanduser()
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit={limit}: must be 1 frame or more")
+        clip = open_clip(source, rate) if isinstance(source, str | Path) else source
+        if isinstance(source, str | Path) and path.exists() and path.samefile(source):
+            raise ValueError(f"{path}: is the source itself; give the output another name")
+        found = scan(clip, limit)
+        scenes = self.anchors.scenes(len(found), found.changes)
+        sound = clip.path if audio and isinstance(clip, VideoFile) else None
+        default = max(default_size(self.pipe))
+        canvas = make_canvas(
+            found.size, default if resolution is None else resolution, self.pipe.vae_scale_factor
+        )
+        check_output(path, (canvas.height, canvas.width), found.timing, sound, codec)
+
+        with self._at_work(what) as denoiser, torch.inference_mode():
+            schedule = self._choose(denoiser, scenes, canvas)
+            depends = {
+                **asdict(what),
+                "source": _fingerprint(clip),
+                "frames": len(found),
+                "size": [canvas.height, canvas.width],
+                "anchors": [scene.anchors for scene in scenes],
+                "scenes": [scene.start for scene in scenes],
+                "own": self.own,
+                "chunk": self.chunk,
+                "model": _weights(self.pipe),
+                "scheduler": [type(denoiser.scheduler).__name__, dict(denoiser.scheduler.config)],
+                "settings": dict(settings or {}),
+            }
+            space = Workspace(path, _plain(depends), resume)
+
+            def done(frames: float) -> None:
+                if progress is not None:
+                    progress(frames, len(found))
+
+            readers = Reader(clip, canvas), Reader(clip, canvas)
+            job = Job(denoiser, *readers, canvas, space, self.chunk, done)
+            for place, scene in enumerate(scenes):
+                if schedule == "frames":
+                    frames_outside(job, scene)
+                else:
+                    steps_outside(job, scene, place)
+        write_clip(
+            path,
+            space.frames(len(found)),
+            found.timing,
+            aspect=clip.aspect,
+            audio=sound,
+            audio_end=None if found.whole else found.timing.end,
+            codec=codec,
+        )
+        space.remove()
+        return Edited(
+            output=path,
+            frames=len(found),
+            height=canvas.height,
+            width=canvas.width,
+            anchors=tuple(scene.anchors for scene in scenes),
+            schedule=schedule,
+            branches=denoiser.branches,
+            evaluations=len(denoiser.evaluations),
+        )
+
+    @contextmanager
+    def _at_work(self, what: Edit) -> Iterator[FrameDenoiser]:
+        with (
+            anchored_attention(self.pipe.unet, self.own) as bank,
+            step_clock(self.pipe.scheduler) as clock,
+            torch.inference_mode(),
+        ):
+            yield FrameDenoiser(self.pipe, what, clock, bank)
+
+    def _choose(self, denoiser: FrameDenoiser, scenes: list[Scene], canvas: Canvas) -> str:
+        if self.schedule != "auto":
+            return self.schedule
+        if denoiser.remembers:
+            return "frames"
+        height, width = (side // self.pipe.vae_scale_factor for side in canvas.padded)
+        anchors = max(len(scene.anchors) for scene in scenes)
+        bank = bank_bytes(self.pipe.unet, (height, width)) * anchors * denoiser.branches
+        free = _free_memory(denoiser.device)
+        return "frames" if bank * len(denoiser.evaluations) <= _SHARE * free else "steps"
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024.0 * int(line.split()[1])
+    except OSError:
+        pass
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError, AttributeError):
+        return 4e9
+
+
+def _fingerprint(clip: Clip) -> str:
+    """Of the file or folder behind a clip."""
+    path = getattr(clip, "path", None)
+    if path is None:
+        return clip.name
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        listed = [(str(file.relative_to(path)), file.stat().st_size) for file in files]
+        return hashlib.sha256(repr(listed).encode()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _weights(pipe: Any) -> int:
+    """A checksum of all weights, as they are now."""
+    total = 0
+    for name, part in sorted(pipe.components.items()):
+        if isinstance(part, nn.Module):
+            for key, value in part.state_dict().items():
+                data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+                total = zlib.crc32(data, zlib.crc32(f"{name}.{key}".encode(), total))
+    return total
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: anything else by its text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items() if not _private(key)}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _private(key: Any) -> bool:
+    return str(key).startswith("_")  # diffusers' own notes

@@ -1,0 +1,161 @@
+"""What is recorded, and what calibration makes of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from quantization_models import draw, make_pipe, make_unet
+
+from edgegen.quantization import Call, parse_spec, quantized, record_calls
+from edgegen.quantization.calibration import Recorder
+from edgegen.quantization.grids import Grid
+from edgegen.quantization.observers import Observer
+from edgegen.quantization.plan import make_plan
+from edgegen.quantization.ranges import min_max
+from edgegen.quantization.skips import skip_splits
+from edgegen.quantization.time_embedding import finite_layers
+
+
+def test_records_a_run(pipe: Any) -> None:
+    with record_calls(pipe, ["unet", "vae"]) as recorder:
+        draw(pipe, 5, output_type="pt")
+    calls = recorder.calls
+    assert Counter(call.path for call in calls) == {
+        "unet": 5,
+        "vae.decoder": 1,
+        "vae.post_quant_conv": 1,
+    }
+    times = [call.time for call in calls if call.path == "unet"]
+    assert times == [float(t) for t in pipe.scheduler.timesteps]
+    before = calls[0].args[0].clone()
+    draw(pipe, 5)
+    assert torch.equal(calls[0].args[0], before)
+    assert len(recorder.calls) == len(calls)
+    assert not pipe.unet._forward_pre_hooks
+
+
+def test_recorder_is_stratified_and_fair() -> None:
+    recorder = Recorder(bins=4, limit=8)
+    for number in range(4000):
+        recorder.add("unet", (number,), {}, (number * 7) % 1000)
+    kept = recorder.calls
+    assert Counter(int((call.time or 0) / 250) for call in kept) == dict.fromkeys(range(4), 8)
+    first_half = sum(call.args[0] < 2000 for call in kept)
+    assert 8 < first_half < 24  # reservoir sampling: of 32, half is to be expected
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
+def test_observer_by_group_and_part(method: str) -> None:
+    spec = parse_spec(activations={"range": method, "percentile": 100.0}).activations
+    observer = Observer(spec, axis=1, split=2, groups=2)
+    grid = Grid(8, symmetric=False)
+    seen: dict[tuple[int, int], list[torch.Tensor]] = {}
+    for number in range(6):
+        generator = torch.Generator().manual_seed(number)
+        x = (number + 1) * torch.randn(2, 5, 3, 3, generator=generator)
+        x[:, 2:] *= 10
+        observer.see(x, number % 2)
+        for part, values in enumerate((x[:, :2], x[:, 2:])):
+            seen.setdefault((number % 2, part), []).append(values.flatten())
+    scale, point = observer.scales(grid)
+    assert scale.shape == (2, 2)
+    assert point is not None
+    for (group, part), values in seen.items():
+        expected, expected_point = min_max(torch.cat(values)[None], grid)
+        assert expected_point is not None
+        if method == "mse":
+            assert 0.3 * expected.item() < scale[group, part].item() <= expected.item()
+        else:
+            torch.testing.assert_close(scale[group, part], expected[0, 0])
+            assert point[group, part] == expected_point[0, 0]
+
+
+def test_ranges_are_those_of_the_full_precision_model(pipe: Any, calls: Any) -> None:
+    """Inputs of a layer in the middle, by hooks of our own, a group of timesteps each."""
+    name = "mid_block.resnets.0.conv2"
+    seen: dict[bool, list[torch.Tensor]] = {False: [], True: []}
+    late = False
+    handle = pipe.unet.get_submodule(name).register_forward_pre_hook(
+        lambda _, args: seen[late].append(args[0].flatten())
+    )
+    for call in calls:
+        late = call.time >= 500
+        with torch.no_grad():
+            pipe.unet(*call.args, **call.kwargs)
+    handle.remove()
+    plan = make_plan(pipe, parse_spec("w8a8", time_groups=2), calls)
+    inputs = plan.twins[f"unet.{name}"][1].inputs
+    for group, values in enumerate((seen[False], seen[True])):
+        scale, point = min_max(torch.cat(values)[None], Grid(8, symmetric=False))
+        torch.testing.assert_close(inputs.scale[group], scale[0])
+        torch.testing.assert_close(inputs.zero_point[group], point[0])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_splits_where_skips_are_joined(deep: bool) -> None:
+    """The channels that each convolution takes from the path below, by watching torch.cat."""
+    changes: dict[str, Any] = {"layers_per_block": 2, "block_out_channels": (8, 16, 24)}
+    changes["down_block_types"] = ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
+    changes["up_block_types"] = ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+    unet = make_unet(**(changes if deep else {}))
+    joined: list[int] = []
+    plain = torch.cat
+
+    def cat(tensors: Any, dim: int = 0) -> torch.Tensor:
+        if len(tensors) == 2 and tensors[0].dim() == 4:
+            joined.append(tensors[0].shape[1])
+        return plain(tensors, dim=dim)
+
+    torch.cat = cat  # type: ignore[assignment]
+    try:
+        unet(torch.randn(1, 4, 8, 8), 3, torch.randn(1, 5, 16))
+    finally:
+        torch.cat = plain  # type: ignore[assignment]
+    found = [count for path, count in skip_splits(unet).items() if path.endswith("conv1")]
+    assert found == joined
+    assert len(found) == (9 if deep else 4)
+
+
+def test_finite_time_embedding() -> None:
+    """Whatever timestep comes, the inputs stay within the range, which is reached."""
+    pipe = make_pipe()
+    plan = make_plan(pipe.unet, parse_spec("w8a8", include=["*time_emb*"]))  # no calls asked for
+    assert set(plan.twins) == {f"unet.{name}" for name in finite_layers(pipe.unet)}
+    twin = plan.twins["unet.mid_block.resnets.1.time_emb_proj"][1]
+    unet = pipe.unet
+    with torch.no_grad():
+        embedded = unet.time_embedding(unet.time_proj(torch.arange(1000)))
+        inputs = F.silu(embedded)
+    scale, point = min_max(inputs.flatten()[None], Grid(8, symmetric=False))
+    torch.testing.assert_close(twin.inputs.scale, scale)
+    assert point is not None
+    torch.testing.assert_close(twin.inputs.zero_point, point)
+
+
+def test_bias_correction_takes_the_mean_error_off(pipe: Any, calls: Any) -> None:
+    """For layers fed in full precision: the mean of each channel is then that of the plain one."""
+    name = "conv_in"
+    plan = make_plan(pipe, parse_spec("w4a4", first_last="same", bias_correction=True), calls)
+    layer, twin = plan.twins[f"unet.{name}"]
+    with torch.no_grad():
+        inputs = torch.cat([call.args[0] for call in calls])
+        corrected = (twin(inputs) - layer(inputs)).mean((0, 2, 3))
+        twin.correction = None
+        plain = (twin(inputs) - layer(inputs)).mean((0, 2, 3))
+    assert plain.abs().max() > 1e-4
+    torch.testing.assert_close(corrected, torch.zeros_like(corrected), rtol=0, atol=1e-6)
+
+
+def test_values_that_are_not_finite(pipe: Any, calls: Any) -> None:
+    sample, *rest = calls[0].args
+    bad = [Call((sample * float("inf"), *rest), calls[0].kwargs, calls[0].time)]
+    for calls, text in (
+        (bad, r"unet\.conv_in: calibration met values"),
+        ([Call((), path="text_encoder")], "a calibration call of text_encoder, which is not there"),
+    ):
+        with pytest.raises(ValueError, match=text), quantized(pipe, "w8a8", calls=calls):
+            pass

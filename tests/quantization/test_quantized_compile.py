@@ -1,0 +1,102 @@
+"""Compiled and exported: no breaks, one graph for all timesteps, the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from quantization_models import draw, unet_inputs
+
+from edgegen.quantization import quantize_, quantized
+from edgegen.reuse import clockwork
+
+SPEC: dict[str, Any] = {"spec": "w4a8", "attention": 8, "time_groups": 2}
+
+
+class Graphs:
+    """A backend that runs graphs as they are, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, graph: Any, _: Any) -> Any:
+        self.count += 1
+        return graph.forward
+
+
+@pytest.fixture
+def graphs() -> Iterator[Graphs]:
+    torch._dynamo.reset()
+    yield Graphs()
+    torch._dynamo.reset()
+
+
+def test_compiled_and_clocked(pipe: Any, calls: Any, graphs: Graphs) -> None:
+    plain = draw(pipe, 4)
+    with quantized(pipe, calls=calls, **SPEC):
+        every = draw(pipe, 4)
+        with clockwork(pipe, 2):
+            reused = draw(pipe, 4)
+    unet = pipe.unet
+    pipe.unet = torch.compile(unet, backend=graphs, fullgraph=True)
+    with quantized(pipe, calls=calls, **SPEC):
+        assert torch.equal(draw(pipe, 4), every)
+        assert graphs.count == 1  # for both groups of timesteps
+        with clockwork(pipe, 2):
+            assert torch.equal(draw(pipe, 4), reused)
+        assert graphs.count == 3
+    assert torch.equal(draw(pipe, 4), plain)
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_export(pipe: Any, calls: Any, for_good: bool) -> None:
+    sample, time, text = unet_inputs()
+    inputs = (sample, time, text)
+    if for_good:
+        quantize_(pipe, "w4a8", attention=8, calls=calls)
+        _check_export(pipe.unet, inputs)
+    else:
+        with quantized(pipe, "w4a8", activations={"granularity": "token"}, attention=8):
+            _check_export(pipe.unet, inputs)
+
+
+def _check_export(unet: Any, inputs: Any) -> None:
+    with torch.no_grad():
+        expected = unet(*inputs, return_dict=False)[0]
+        program = torch.export.export(unet, inputs, {"return_dict": False}, strict=False)
+        out = program.module()(*inputs, return_dict=False)[0]
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    names = {str(node.target) for node in program.graph.nodes}
+    assert any("round" in name for name in names)
+
+
+def test_export_of_both_graphs(pipe: Any, calls: Any) -> None:
+    """A full pass and a reuse pass of a clocked UNet, each a program of its own."""
+    inputs = unet_inputs()
+    programs, outs = [], []
+    with (
+        torch.no_grad(),
+        quantized(pipe, "w8a8", calls=calls, time_groups=2) as report,
+        clockwork(pipe.unet, 2) as method,
+    ):
+        assert report.steps is not None
+        times = [900.0, 800.0]
+        report.steps.reset(times)
+        for export in (False, True):
+            method.steps.reset(times)
+            for _ in times:
+                if export:
+                    made = torch.export.export(
+                        pipe.unet, inputs, {"return_dict": False}, strict=False
+                    )
+                    programs.append(made)
+                    method.context.slot.open = True
+                outs.append(pipe.unet(*inputs, return_dict=False)[0])
+                method.steps.tick()
+    assert torch.equal(outs[0], outs[2])
+    sizes = [
+        sum("conv2d" in str(node.target) for node in program.graph.nodes) for program in programs
+    ]
+    assert sizes[1] < sizes[0] / 1.5

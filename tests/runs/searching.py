@@ -1,0 +1,57 @@
+"""A worker of a search, as a program: `searching.py FOLDER N SAMPLER PAUSE [STORAGE]`.
+
+Each point that is scored is appended to FOLDER/scored.
+"""
+
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+from edgegen.runs.search import Failed, Search
+from edgegen.runs.space import read_axes
+
+SPACE = {
+    "steps": {"type": "int", "low": 1, "high": 50, "log": True},
+    "guidance": {"type": "float", "low": 1, "high": 8},
+    "scheduler": {"type": "categorical", "choices": ["a", "b", "c"]},
+}
+
+
+def search(folder: Path, sampler: str = "tpe", storage: str | None = None, **changes) -> Search:
+    settings = {"space": SPACE, "sampler": sampler} | changes
+    return Search(
+        storage or f"sqlite:///{folder / 'study.db'}",
+        "study",
+        read_axes(SPACE),
+        {"error": "minimize", "cost": "minimize"},
+        sampler=sampler,
+        seed=0,
+        settings=settings,
+        folder=folder,
+        heartbeat=1,
+    )
+
+
+def objectives(point: dict) -> list[float]:
+    if point["steps"] == 1:
+        raise Failed("one step is too few")
+    error = point["guidance"] / point["steps"] + "abc".index(point["scheduler"])
+    return [error, float(point["steps"])]
+
+
+def main(folder: Path, n: int, sampler: str, pause: float, storage: str | None) -> None:
+    def score(point: dict, remark) -> list[float]:
+        time.sleep(pause * random.random())
+        with open(folder / "scored", "a") as file:
+            file.write(f"{os.getpid()} {sorted(point.items())!r}\n")
+        time.sleep(pause * random.random())
+        return objectives(point)
+
+    search(folder, sampler, storage).run(n, score)
+
+
+if __name__ == "__main__":
+    _, folder, n, sampler, pause, *storage = sys.argv
+    main(Path(folder), int(n), sampler, float(pause), *(storage or [None]))

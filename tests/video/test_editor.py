@@ -1,0 +1,329 @@
+"""The editor against plain diffusers, attention written anew, and itself in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+)
+from PIL import Image
+from video_models import BETAS, MadeClip, picture
+
+from edgegen.media.clips import Frame, open_clip
+from edgegen.reuse import clockwork
+from edgegen.sampling.generate import noise_generator, noise_seed
+from edgegen.video import VideoEditor
+from edgegen.video.editor import SCHEDULES
+
+INSTRUCTION = "make it red"
+SEED, STEPS = 5, 3
+
+
+def edit(pipe: Any, clip: Any, folder: Path, anchors: Any = 3, **settings: Any) -> np.ndarray:
+    """(frames, H, W, 3) uint8."""
+    output = folder / f"edited{len(list(folder.iterdir()))}"
+    own = {key: settings.pop(key) for key in ("own", "schedule", "chunk") if key in settings}
+    settings = {"steps": STEPS, "seed": SEED, "guidance": 4.0, **settings}
+    VideoEditor(pipe, anchors, **own).edit(clip, output, INSTRUCTION, **settings)
+    return np.stack([frame.pixels for frame in open_clip(output)])
+
+
+def plain(pipe: Any, frames: Sequence[int]) -> np.ndarray:
+    """The pictures as the diffusers pipeline edits them, from the editor's noise."""
+    noise = torch.randn(1, 4, 8, 8, generator=noise_generator(SEED, 0))
+    generators = [torch.Generator().manual_seed(noise_seed(SEED, 1)) for _ in frames]
+
+    def reseed(_: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        for generator in generators:
+            generator.manual_seed(noise_seed(SEED, step + 2))
+        return tensors
+
+    images = pipe(
+        [INSTRUCTION] * len(frames),
+        image=[Image.fromarray(picture(number)) for number in frames],
+        num_inference_steps=STEPS,
+        guidance_scale=4.0,
+        latents=noise.repeat(len(frames), 1, 1, 1),
+        generator=generators,
+        callback_on_step_end=reseed,
+    ).images
+    return np.stack([np.asarray(image) for image in images])
+
+
+SCHEDULERS = {
+    "ancestral": EulerAncestralDiscreteScheduler(**BETAS),
+    "ddim": DDIMScheduler(**BETAS, clip_sample=False),
+    "dpm": DPMSolverMultistepScheduler(**BETAS),
+    "sde": DPMSolverMultistepScheduler(**BETAS, algorithm_type="sde-dpmsolver++"),
+    "heun": HeunDiscreteScheduler(**BETAS),
+    "pndm": PNDMScheduler(**BETAS, skip_prk_steps=True),
+    "lcm": LCMScheduler(**BETAS),
+}
+
+
+@pytest.fixture(params=sorted(SCHEDULERS))
+def any_scheduler(request: pytest.FixtureRequest, pipe: Any) -> Any:
+    pipe.scheduler = SCHEDULERS[request.param]
+    return pipe
+
+
+def test_one_anchor_alone_is_the_plain_model(any_scheduler: Any, tmp_path: Path) -> None:
+    found = edit(any_scheduler, MadeClip(1), tmp_path, 1)
+    assert np.array_equal(found, plain(any_scheduler, [0]))
+    assert found.std() > 10
+
+
+def test_without_own_keys_the_anchor_itself_is_the_plain_model(pipe: Any, tmp_path: Path) -> None:
+    """A frame equal to the anchor, attending to the anchor alone; and to itself twice."""
+
+    class Still(MadeClip):
+        def __iter__(self) -> Any:
+            return (Frame(picture(0), number, 1) for number in range(2))
+
+    wanted = plain(pipe, [0])[0]
+    alone = edit(pipe, Still(2), tmp_path, [0], own=False, chunk=1)
+    assert np.array_equal(alone, np.stack([wanted, wanted]))
+    twice = edit(pipe, Still(2), tmp_path, [0], own=True, chunk=1)
+    assert np.array_equal(twice[0], wanted)
+    assert np.abs(twice[1].astype(int) - wanted).max() <= 1  # the same but for rounding
+
+
+@pytest.mark.parametrize("strength", [0.4, 1.0])
+def test_img2img_is_that_of_diffusers(sd_pipe: Any, tmp_path: Path, strength: float) -> None:
+    found = edit(sd_pipe, MadeClip(1), tmp_path, 1, steps=5, strength=strength)
+    vae = sd_pipe.vae
+    pixels = torch.from_numpy(picture(0)).permute(2, 0, 1)[None].float() / 255 * 2 - 1
+    with torch.no_grad():
+        latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+    other = StableDiffusionImg2ImgPipeline(**sd_pipe.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    wanted = other(
+        INSTRUCTION,
+        image=latents,
+        strength=strength,
+        num_inference_steps=5,
+        guidance_scale=4.0,
+        generator=noise_generator(SEED, 0),
+    ).images[0]
+    assert np.abs(found[0].astype(int) - np.asarray(wanted)).max() <= 1
+
+
+class Joint:
+    """Self-attention over all pictures of a guidance branch, written anew."""
+
+    def __init__(self, attended: Sequence[int] | None = None) -> None:
+        self.attended = attended
+
+    def __call__(self, attn: Any, hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
+        batch, tokens, width = hidden_states.shape
+        branches = hidden_states.view(3, batch // 3, tokens, width)
+        outs = []
+        for branch in branches:
+            for number, one in enumerate(branch):
+                if self.attended is None or number in self.attended:
+                    seen = branch if self.attended is None else branch[list(self.attended)]
+                else:
+                    seen = torch.cat([one[None], branch[list(self.attended)]])
+                key, value = attn.to_k(seen.flatten(0, 1)), attn.to_v(seen.flatten(0, 1))
+                heads = [
+                    each.unflatten(-1, (attn.heads, -1)) for each in (attn.to_q(one), key, value)
+                ]
+                scores = torch.einsum("qhd,khd->hqk", heads[0], heads[1]) * attn.scale
+                outs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), heads[2]).flatten(1))
+        return attn.to_out[0](torch.stack(outs))
+
+
+def test_all_of_it_at_once(pipe: Any, tmp_path: Path) -> None:
+    """All frames in one batch, with every attention written out, give the same pictures."""
+    frames, anchors = 7, (1, 3, 5)
+    found = edit(pipe, MadeClip(frames), tmp_path, list(anchors), chunk=3)
+    before = dict(pipe.unet.attn_processors)
+    pipe.unet.set_attn_processor(
+        {k: Joint(anchors) if "attn1" in k else v for k, v in before.items()}
+    )
+    wanted = plain(pipe, range(frames))
+    assert np.abs(found.astype(int) - wanted).max() <= 1
+    # The anchors are those of their joint denoising, whatever the other frames are.
+    pipe.unet.set_attn_processor({k: Joint() if "attn1" in k else v for k, v in before.items()})
+    assert np.abs(found[list(anchors)].astype(int) - plain(pipe, anchors)).max() <= 1
+    pipe.unet.set_attn_processor(before)
+    assert np.abs(found.astype(int) - plain(pipe, range(frames))).max() > 5
+
+
+# The schedules
+
+
+def test_both_schedules_give_the_same_bits(any_scheduler: Any, tmp_path: Path) -> None:
+    one, two = (
+        edit(any_scheduler, MadeClip(6), tmp_path, 2, schedule=each, chunk=3)
+        for each in ("frames", "steps")
+    )
+    assert np.array_equal(one, two)
+
+
+def test_both_schedules_without_own_keys(pipe: Any, tmp_path: Path) -> None:
+    one, two = (
+        edit(pipe, MadeClip(8), tmp_path, 3, own=False, schedule=each, chunk=2)
+        for each in ("frames", "steps")
+    )
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, edit(pipe, MadeClip(8), tmp_path, 3, chunk=2))
+
+
+def test_both_schedules_with_img2img(sd_pipe: Any, tmp_path: Path) -> None:
+    one, two = (
+        edit(sd_pipe, MadeClip(8), tmp_path, 2, schedule=each, steps=5, chunk=3)
+        for each in ("frames", "steps")
+    )
+    assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("predictor", ["identity", "linear"])
+def test_both_schedules_with_feature_reuse(pipe: Any, tmp_path: Path, predictor: str) -> None:
+    run = partial(edit, pipe, MadeClip(8), tmp_path, 2, steps=5, chunk=3)
+    full = run()
+    with clockwork(pipe, clock=2, predictor=predictor) as reuse:
+        one, two = (run(schedule=each) for each in ("frames", "steps"))
+        assert reuse.passes == [True, False, True, False, True]
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, full)
+    with clockwork(pipe, clock=1):
+        assert np.array_equal(run(), full)
+
+
+def test_reuse_with_one_anchor_alone_is_that_of_the_pipeline(pipe: Any, tmp_path: Path) -> None:
+    with clockwork(pipe, clock=2):
+        assert np.array_equal(edit(pipe, MadeClip(1), tmp_path, 1), plain(pipe, [0]))
+
+
+def test_scenes_share_nothing(pipe: Any, tmp_path: Path) -> None:
+    """Two scenes in one clip give what each gives alone."""
+
+    class Two(MadeClip):
+        def __iter__(self) -> Any:
+            for number, frame in enumerate(super().__iter__()):
+                turned = 255 - frame.pixels if number >= 7 else frame.pixels
+                yield Frame(turned, frame.time, frame.duration)
+
+    class Second(Two):
+        def __iter__(self) -> Any:
+            return (frame for i, frame in enumerate(super().__iter__()) if i >= 7)
+
+    for schedule in ("frames", "steps"):
+        both = edit(pipe, Two(15), tmp_path, {"scenes": 2}, schedule=schedule)
+        first = edit(pipe, MadeClip(7), tmp_path, 2, schedule=schedule)
+        second = edit(pipe, Second(15), tmp_path, 2, schedule=schedule)
+        assert np.array_equal(both, np.concatenate([first, second]))
+
+
+def test_the_schedule_is_chosen_by_memory(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(schedule: str = "auto") -> str:
+        editor = VideoEditor(pipe, 2, schedule=schedule)
+        name = f"o{len(list(tmp_path.iterdir()))}"
+        return editor.edit(MadeClip(4), tmp_path / name, INSTRUCTION, steps=2).schedule
+
+    assert chosen() == "frames"
+    monkeypatch.setattr("edgegen.video.editor._free_memory", lambda _: 1e4)
+    assert chosen() == "steps"
+    assert chosen("frames") == "frames"
+    with clockwork(pipe):
+        assert chosen() == "frames"  # features are kept of every frame
+    pipe.scheduler = SCHEDULERS["dpm"]
+    assert chosen() == "frames"
+
+
+# Noise
+
+
+def test_frames_differ_by_their_source_alone(pipe: Any, tmp_path: Path) -> None:
+    class Still(MadeClip):
+        def __iter__(self) -> Any:
+            return (Frame(picture(3), number, 1) for number in range(5))
+
+    # The frames of a chunk, and of its padding, come from the same noise at every step.
+    found = edit(pipe, Still(5), tmp_path, [2], chunk=3)
+    assert np.abs(found.astype(int) - found[:1]).max() <= 1
+    other = edit(pipe, Still(5), tmp_path, [2], chunk=3, seed=SEED + 1)
+    assert np.abs(found.astype(int) - other).max() > 5
+
+
+# Settings
+
+
+def test_preview_is_the_clip_of_its_first_frames(pipe: Any, tmp_path: Path) -> None:
+    assert np.array_equal(
+        edit(pipe, MadeClip(9), tmp_path, 2, limit=4), edit(pipe, MadeClip(4), tmp_path, 2)
+    )
+
+
+@pytest.mark.parametrize("size", [(15, 19), (1, 9), (40, 25), (16, 200)])
+def test_sizes(pipe: Any, tmp_path: Path, size: tuple[int, int]) -> None:
+    found = edit(pipe, MadeClip(4, *size), tmp_path, 1, resolution=20, steps=1)
+    scale = min(1, 20 / max(size))
+    assert found.shape[1:3] == tuple(max(1, round(side * scale)) for side in size)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"instruction": "  "}, "instruction: is empty"),
+        ({"anchors": 6}, "anchors=6: the clip has only 5 frames"),
+        ({"anchors": [5]}, "frames 0 to 4"),
+        ({"steps": 0}, "steps=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"strength": 0.0}, "strength=0"),
+        ({"limit": 0}, "limit=0"),
+        ({"resolution": 1}, "resolution=1"),
+        ({"chunk": 0}, "chunk=0"),
+        ({"schedule": "both"}, "schedule=both: allowed are auto, frames, steps"),
+        ({"output": "a.xyz"}, "no container with the ending .xyz"),
+        ({"codec": "nonsense", "output": "a.mkv"}, "nonsense is no encoder"),
+    ],
+)
+def test_bad_settings_write_nothing(
+    pipe: Any, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    instruction = settings.pop("instruction", INSTRUCTION)
+    anchors = settings.pop("anchors", 2)
+    own = {key: settings.pop(key) for key in ("schedule", "chunk") if key in settings}
+    before = sorted(tmp_path.iterdir())
+    output = tmp_path / settings.pop("output", "a.mkv")
+    with pytest.raises(ValueError, match=message) as refused:
+        VideoEditor(pipe, anchors, **own).edit(MadeClip(5), output, instruction, **settings)
+    assert "\n" not in str(refused.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_other_pipelines_are_refused() -> None:
+    with pytest.raises(ValueError, match="dict cannot edit a video; allowed are StableDiff"):
+        VideoEditor({})
+    assert SCHEDULES == ("auto", "frames", "steps")
+
+
+def test_the_pipeline_is_as_before(pipe: Any, tmp_path: Path) -> None:
+    def state() -> tuple[Any, ...]:
+        scheduler = {k: v for k, v in vars(pipe.scheduler).items() if not torch.is_tensor(v)}
+        return dict(pipe.unet.attn_processors), list(pipe.unet.state_dict()), scheduler
+
+    before, picture_before = state(), plain(pipe, [0])
+    before = state()
+    edit(pipe, MadeClip(4), tmp_path, 2)
+    with pytest.raises(ZeroDivisionError):
+        edit(pipe, MadeClip(4), tmp_path, 2, progress=lambda done, total: 1 // 0)
+    assert state() == before
+    assert np.array_equal(plain(pipe, [0]), picture_before)

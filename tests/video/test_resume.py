@@ -1,0 +1,254 @@
+"""Killed and resumed; long clips; what is left beside the output."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from video_models import MadeClip, picture
+
+from edgegen.media.clips import Frame
+from edgegen.video import VideoEditor
+from edgegen.video.workspace import Rows, Workspace
+
+# Kills a child (-9) again and again, a little later each time, until one comes to its end.
+DRIVER = """
+import json, os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+folder, schedule = Path(sys.argv[2]), sys.argv[3]
+import torch
+torch.set_num_threads(1)
+from video_models import MadeClip, make_pipe
+from edgegen.video import VideoEditor
+
+pipe = make_pipe(folder)
+begun, kinds = 0, set()
+
+def child(name, resume):
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            editor = VideoEditor(pipe, 2, schedule=schedule, chunk=2)
+            editor.edit(MadeClip(9), folder / name, "make it red", steps=3, resume=resume)
+            status = 0
+        finally:
+            os._exit(status)
+    return pid
+
+start = time.perf_counter()
+assert os.waitpid(child("whole.mkv", False), 0)[1] == 0
+whole = time.perf_counter() - start
+kills, delay = 0, 0.15 * whole
+while True:
+    pid = child("stopped.mkv", True)
+    end = time.perf_counter() + delay
+    while time.perf_counter() < end:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.002)
+    else:
+        os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+    if os.WIFEXITED(status):
+        assert os.WEXITSTATUS(status) == 0, status
+        break
+    kills += 1
+    delay += 0.12 * whole
+print(json.dumps(kills))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["frames", "steps"])
+def test_killed_at_any_moment_and_resumed_gives_the_same_file(
+    tmp_path: Path, schedule: str
+) -> None:
+    arguments = [str(Path(__file__).parent), str(tmp_path), schedule]
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) >= 2
+    whole, stopped = tmp_path / "whole.mkv", tmp_path / "stopped.mkv"
+    assert whole.read_bytes() == stopped.read_bytes()
+    assert not list(tmp_path.glob(".*"))  # nothing else is left
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(frames: float) -> Any:
+    done = 0.0
+
+    def tell(more: float, total: int) -> None:
+        nonlocal done
+        done += more
+        if done >= frames:
+            raise Stop
+
+    return tell
+
+
+@pytest.mark.parametrize("schedule", ["frames", "steps"])
+def test_what_is_done_is_not_done_again(pipe: Any, tmp_path: Path, schedule: str) -> None:
+    editor = VideoEditor(pipe, 2, schedule=schedule, chunk=2)
+    calls = []
+    forward = pipe.unet.forward
+    pipe.unet.forward = lambda *a, **k: (calls.append(1), forward(*a, **k))[1]
+
+    def edit(**settings: Any) -> int:
+        calls.clear()
+        editor.edit(MadeClip(10), tmp_path / "a.mkv", "make it red", steps=4, **settings)
+        return len(calls)
+
+    everything = edit()
+    assert everything == (1 + 4) * 4  # anchors and four chunks
+    with pytest.raises(Stop):
+        edit(progress=stop_after(8))
+    assert (tmp_path / ".a.mkv.edit").is_dir()
+    again = edit(resume=True)
+    assert again <= 0.6 * everything
+    with pytest.raises(Stop):
+        edit(progress=stop_after(8))
+    assert edit() == everything  # not asked to resume
+    assert edit(resume=True) == everything  # nothing to resume
+
+
+def test_resuming_another_edit_is_refused(pipe: Any, tmp_path: Path) -> None:
+    editor = VideoEditor(pipe, 2, chunk=2)
+
+    def edit(instruction: str = "a", **settings: Any) -> None:
+        editor.edit(MadeClip(6), tmp_path / "a.mkv", instruction, steps=2, **settings)
+
+    with pytest.raises(Stop):
+        edit(progress=stop_after(4))
+    with pytest.raises(ValueError, match=r"other settings \(instruction, seed\); give the same"):
+        edit("b", seed=2, resume=True)
+    with pytest.raises(ValueError, match=r"other settings \(settings\)"):
+        edit(settings={"method": "w8a8"}, resume=True)
+    weight = pipe.unet.conv_in.weight.data
+    before = weight.clone()
+    weight[0, 0, 0, 0] += 1
+    with pytest.raises(ValueError, match=r"other settings \(model\)"):
+        edit(resume=True)
+    weight.copy_(before)
+    edit(resume=True)
+
+
+def test_a_full_disk_leaves_no_output(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.mkv").write_bytes(b"of before")
+    keep = Workspace.keep
+
+    def full(self: Workspace, number: int, pixels: np.ndarray) -> None:
+        if number == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        keep(self, number, pixels)
+
+    def edit(**settings: Any) -> None:
+        VideoEditor(pipe, 2, chunk=2).edit(
+            MadeClip(6), tmp_path / "a.mkv", "make it red", steps=1, **settings
+        )
+
+    monkeypatch.setattr(Workspace, "keep", full)
+    with pytest.raises(OSError, match="No space left"):
+        edit()
+    assert (tmp_path / "a.mkv").read_bytes() == b"of before"
+    monkeypatch.undo()
+    edit(resume=True)
+    assert (tmp_path / "a.mkv").stat().st_size > 100
+
+
+class Counted(np.ndarray):
+    """An array that knows how many of its kind are alive."""
+
+    alive = most = 0
+
+    def __array_finalize__(self, other: Any) -> None:
+        Counted.alive += 1
+        Counted.most = max(Counted.most, Counted.alive)
+        weakref.finalize(self, Counted._gone)
+
+    @staticmethod
+    def _gone() -> None:
+        Counted.alive -= 1
+
+
+class Long(MadeClip):
+    def __iter__(self) -> Iterator[Frame]:
+        for number in range(self.count):
+            pixels = picture(number, *self.size).view(Counted)
+            yield Frame(pixels, number, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["frames", "steps"])
+def test_frames_are_never_all_in_memory(
+    pipe: Any, tmp_path: Path, schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 frames; those read, and the tensors made of them, are a few at any time."""
+    Counted.alive = Counted.most = 0
+    most = 0
+    kept: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    advance = pipe.unet.forward
+
+    def forward(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        nonlocal most
+        kept.add(sample)
+        most = max(most, len(kept))
+        return advance(sample, *args, **kwargs)
+
+    monkeypatch.setattr(pipe.unet, "forward", forward)
+    editor = VideoEditor(pipe, 3, schedule=schedule, chunk=50)
+    made = editor.edit(Long(500), tmp_path / "a.mkv", "make it red", steps=2)
+    assert made.frames == 500
+    assert 0 < Counted.most <= 8
+    assert most <= 2
+    assert sum(len(batch) for batch in kept) == 0
+
+
+def test_rows_come_back_as_they_went(tmp_path: Path) -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        rows = Rows(tmp_path / f"{dtype}.latents", (4, 3, 5), dtype)
+        values = torch.randn(7, 4, 3, 5).to(dtype)
+        order = [6, 0, 3, 1, 2, 5, 4]
+        rows.write(order[:4], values[:4])
+        rows.write(order[4:], values[4:])
+        assert torch.equal(rows.read(order), values)
+        assert torch.equal(rows.read([3, 3]), values[[2, 2]])
+        rows.close()
+        assert (tmp_path / f"{dtype}.latents").stat().st_size == 7 * 60 * dtype.itemsize
+
+
+def test_a_workspace_keeps_frames_to_the_bit(tmp_path: Path) -> None:
+    space = Workspace(tmp_path / "a.mp4", {"a": (1, 2)}, resume=False)
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (9, 7, 3), dtype=np.uint8) for _ in range(3)]
+    for number in (2, 0, 1):
+        assert not space.has([number])
+        space.keep(number, pictures[number])
+    assert space.has([0, 1, 2])
+    again = Workspace(tmp_path / "a.mp4", {"a": [1, 2]}, resume=True)
+    found = [hashlib.md5(each.tobytes()).hexdigest() for each in again.frames(3)]
+    assert found == [hashlib.md5(each.tobytes()).hexdigest() for each in pictures]
+    again.note(scene=1, evaluation=2)
+    assert again.progress() == {"scene": 1, "evaluation": 2}
+    Workspace(tmp_path / "a.mp4", {"a": [1, 2]}, resume=False)
+    assert not again.has([0])
+    again.remove()
+    assert list(tmp_path.iterdir()) == []
