@@ -67,7 +67,9 @@ class PromptData(StreamDataModule):
             count = len(self._captioned)
             if not count:
                 raise ValueError("the domain holds no captions to train on: widen groups or styles")
-            self._source = json.dumps([self._emoji.sha256, self._captioned])
+            pictures = [self._emoji.pictures[index] for index in self._captioned]
+            captions = [self._emoji.caption(picture) for picture in pictures]
+            self._source = json.dumps([self._emoji.sha256, captions])
         self._count = count
         if distinct is None:
             self._stream: Dataset[Any] = Stream(list(range(count)), self.fresh, seed)

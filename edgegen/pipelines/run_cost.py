@@ -58,28 +58,32 @@ def run_cost(
     parts: dict[str, Part] = {}
     with torch.no_grad():
         for times, name, call in _calls(architecture, modules, steps, guidance, batch, size):
-            with CostTracker({name: modules[name]}) as tracker:
-                if name == "unet" and method is not None:
-                    _run_with(method, modules[name], call, times)
-                    times = 1
-                else:
+            if name == "unet" and method is not None:
+                tracker, times = _count_with(method, modules[name], call, times), 1
+            else:
+                with CostTracker({name: modules[name]}) as tracker:
                     call()
             parts |= {key: part * times for key, part in tracker.summary().items()}
     return Summary(parts, images=batch)
 
 
-def _run_with(
+def _count_with(
     method: Callable[[Any], AbstractContextManager[Any]],
     unet: nn.Module,
     call: Callable[[], Any],
     steps: int,
-) -> None:
+) -> CostTracker:
     scheduler = _Steps()
-    with method(SimpleNamespace(unet=unet, scheduler=scheduler)):
+    # The method first: it may exchange weights, whose size the tracker reads.
+    with (
+        method(SimpleNamespace(unet=unet, scheduler=scheduler)),
+        CostTracker({"unet": unet}) as cost,
+    ):
         scheduler.set_timesteps(steps)
         for _ in range(steps):
             call()
             scheduler.step()
+    return cost
 
 
 class _Steps:

@@ -339,7 +339,7 @@ def test_the_sheets_show_the_first_captions(
     wanted = [
         domain.caption(domain.pictures[index])
         for split, count in (("train", 9), ("cells", 3), ("concepts", 2))
-        for index in domain.indices(split)[:count]
+        for index in evaluation_pictures(domain, split)[:count]
     ]
     assert prompts == wanted
     sizes = []

@@ -178,3 +178,15 @@ def test_a_method_that_cannot_be(
     assert caught.value.code == 2
     assert capsys.readouterr().err.strip().startswith(line)
     assert not (tmp_path / "run").exists()
+
+
+def test_stored_size_of_quantized_weights(tmp_path: Path) -> None:
+    plain, _ = flops(tmp_path / "plain", "model=bk-sdm-tiny", "steps=2")
+    packed, _ = flops(tmp_path / "w4", "model=bk-sdm-tiny", "steps=2", "method=[w4a8]")
+    assert plain["cost/stored_mb"] == pytest.approx(4 * plain["cost/params"] / 1e6)
+    assert plain["cost/stored_mb"] / 8 < packed["cost/stored_mb"] < plain["cost/stored_mb"] / 7
+    assert packed["cost/gmacs_all"] == plain["cost/gmacs_all"]
+    # 32 × 32 bits become 4 × 8, but for the attention products.
+    linear = plain["cost/gmacs_conv_linear"] / plain["cost/gmacs_all"]
+    wanted = plain["cost/tbops"] * (1 - linear + linear / 32)
+    assert packed["cost/tbops"] == pytest.approx(wanted, rel=0.01)

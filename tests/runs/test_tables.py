@@ -18,6 +18,10 @@ def made(folder: Path, config: dict, metrics: dict, code: str | None = "c0", **i
             info["code"] = code
         run.info(**info)
         run.log(metrics)
+    if code is None:  # as versions before wrote it
+        record = json.loads((folder / "run.json").read_text())
+        del record["code"]
+        (folder / "run.json").write_text(json.dumps(record))
     return folder
 
 
