@@ -34,6 +34,7 @@ class Asked:
     numbers: list[int]
     emoji: EmojiSet | None = None
     places: Sequence[int] = ()
+    unanswerable: int = 0  # captions left out because no real picture answers them
 
 
 def read_asked(cfg: DictConfig) -> Asked:
@@ -44,7 +45,7 @@ def read_asked(cfg: DictConfig) -> Asked:
     for key, allowed in (("split", tuple(_HALVES)), ("cells", _CELLS)):
         if cfg[key] not in allowed:
             raise ValueError(f"{key}={cfg[key]}: must be one of {', '.join(allowed)}")
-    if cfg.prompts_file is not None:
+    if cfg.get("prompts_file") is not None:
         prompts = read_prompts(cfg)[: cfg.n]
         return Asked(prompts, list(range(len(prompts))))
     emoji = read_domain(cfg)
@@ -61,6 +62,7 @@ def read_asked(cfg: DictConfig) -> Asked:
         [caption_number(emoji, picture) for picture in chosen],
         emoji,
         places[: cfg.n],
+        len(found) - len(places),
     )
 
 
@@ -133,11 +135,3 @@ class Truths:
                 steps=self.steps,
                 cache=folder / "truths" if self.cache is None else self.cache,
             )
-
-
-def remove_surplus(folder: Path, pictures: Sequence[Picture]) -> None:
-    """Remove what is left of a longer run."""
-    wanted = {str(picture.file) for picture in pictures}
-    for file in folder.glob("[0-9]" * 6 + "*.png"):
-        if file.name not in wanted and read_settings(file) is not None:
-            file.unlink()

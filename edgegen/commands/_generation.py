@@ -60,6 +60,14 @@ def pictures_of(
     return found
 
 
+def remove_surplus(folder: Path, pictures: Sequence[Picture]) -> None:
+    """Remove what is left of a longer run."""
+    wanted = {picture.file.name for picture in pictures}
+    for file in folder.glob("[0-9]" * 6 + "*.png"):
+        if file.name not in wanted and read_settings(file) is not None:
+            file.unlink()
+
+
 def draw(
     pipe: DiffusionPipeline,
     pictures: Sequence[Picture],

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from ..media.clips import is_video, open_clip
 from ..media.pictures import PictureFiles, find_pictures
-from ..media.video import is_video, read_frames
 from ..metrics.quality.backbone import name_of
 from ..metrics.quality.evaluation import Material, Score, judge
 from ..metrics.quality.kept import backbone_digest
@@ -142,7 +142,7 @@ def read_folder(option: str, folder: str) -> tuple[PictureFiles, list[tuple[int,
 
 
 def _frames(path: str) -> np.ndarray:
-    frames = list(read_frames(path))
+    frames = [frame.pixels for frame in open_clip(path)]
     if len(frames) < 2:
         raise ValueError(f"{path}: two frames or more are needed, got {len(frames)}")
     return np.stack(frames)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers import DiffusionPipeline
 from omegaconf import DictConfig, ListConfig
 from PIL import Image, ImageOps
@@ -15,13 +14,12 @@ from tqdm import tqdm
 
 from ..api import apply
 from ..data.emoji import STYLES
-from ..data.evaluation import Half, caption_number, evaluation_pictures
-from ..metrics.quality.concept_score import ConceptScore
 from ..metrics.quality.efflite0 import EffLite0, picture_features
 from ..runs.looks import log_look
 from ..runs.pictures import grid, write_png
 from ..runs.record import Run
-from ._domain import RealPictures, read_domain
+from ._asked import read_asked, read_seeds
+from ._domain import AskedPictures, RealPictures
 from ._generation import (
     draw,
     guidance_scale,
@@ -36,17 +34,12 @@ from ._generation import (
 )
 from ._main import command
 
-_HALVES: dict[str, Half | None] = {"dev": "dev", "test": "test", "all": None}
-_CELLS = ("train", "cells", "concepts")
 _SHARES = ("quality/concept_accuracy", "quality/concept_accuracy_relative", "quality/copy_rate")
 
 
 @command("concept_accuracy")
 def main(cfg: DictConfig, run: Run) -> None:
     """Draw the asked captions, judge the pictures, and write the figures and a random sheet."""
-    for key, allowed in (("split", tuple(_HALVES)), ("cells", _CELLS)):
-        if cfg[key] not in allowed:
-            raise ValueError(f"{key}={cfg[key]}: must be one of {', '.join(allowed)}")
     for key in (
         "steps",
         "batch_size",
@@ -56,12 +49,13 @@ def main(cfg: DictConfig, run: Run) -> None:
     ):
         whole_number(cfg, key, 1)
     whole_number(cfg, "shown", 0)
-    seeds = _seeds(cfg)
-    emoji = read_domain(cfg)
+    seeds = read_seeds(cfg)
+    asked = read_asked(cfg)
     pipe = load_pipeline(cfg, cfg.steps)
     guidances = _guidances(cfg, pipe)
+    emoji, asks = asked.emoji, asked.places
+    assert emoji is not None
     real = RealPictures.of(emoji, cfg.cache)
-    asks, unanswerable = _asks(cfg, real)
 
     settings = sampling_settings(cfg, pipe, cfg.steps, guidances[0])
     methods = methods_of(cfg)
@@ -69,23 +63,25 @@ def main(cfg: DictConfig, run: Run) -> None:
         run.info(device=str(pipe.device), seeds=seeds, settings={**settings, "guidance": guidances})
         for file in [*model_files(pipe), EffLite0.weights_file()]:
             run.used_file(file)
-        run.log({"run/captions": len(asks), "run/captions_unanswerable": unanswerable})
-        captions = [emoji.caption(emoji.pictures[ask]) for ask in asks]
-        numbers = [caption_number(emoji, emoji.pictures[ask]) for ask in asks]
+        run.log({"run/captions": len(asks), "run/captions_unanswerable": asked.unanswerable})
         with quiet():
-            report_cuts(pipe, captions, run)
+            report_cuts(pipe, asked.prompts, run)
 
         made, scores, found = {}, {}, {}
         for guidance in guidances:
             pictures = pictures_of(
                 run.dir / "images" / f"guidance-{guidance:g}",
-                list(zip(captions, numbers, strict=True)),
+                list(zip(asked.prompts, asked.numbers, strict=True)),
                 seeds,
                 {**settings, "guidance": guidance},
             )
             draw(pipe, pictures, cfg.batch_size, description=f"guidance {guidance:g}")
             made[guidance] = [each.file for each in pictures]
-            scores[guidance] = _score(made[guidance], asks, real, cfg.nearest, pipe.device)
+            features = picture_features(
+                EffLite0().to(pipe.device), map(_read, tqdm(made[guidance], desc="judging"))
+            )
+            judge = AskedPictures(real, asks)
+            scores[guidance] = judge.score(features, len(seeds), cfg.nearest)
             found[guidance] = scores[guidance].metrics(cfg.resamples)
             if len(guidances) > 1:
                 run.log(
@@ -111,18 +107,14 @@ def main(cfg: DictConfig, run: Run) -> None:
     print(_by_style(found[best]))
     print(
         f"{len(asks)} captions ({cfg.cells}, {cfg.split}), pictures of each: {len(seeds)}"
-        + (f"; {unanswerable} more left out that no real picture answers" if unanswerable else "")
+        + (
+            f"; {asked.unanswerable} more left out that no real picture answers"
+            if asked.unanswerable
+            else ""
+        )
     )
     if len(guidances) > 1:
         print(f"best guidance: {best:g}")
-
-
-def _seeds(cfg: DictConfig) -> list[int]:
-    given = list(cfg.seeds) if isinstance(cfg.seeds, ListConfig) else [cfg.seeds]
-    whole = all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in given)
-    if not given or not whole or len(set(given)) < len(given):
-        raise ValueError(f"seeds={cfg.seeds}: must be different whole numbers, 0 or more")
-    return given
 
 
 def _guidances(cfg: DictConfig, pipe: DiffusionPipeline) -> list[float]:
@@ -139,36 +131,9 @@ def _guidances(cfg: DictConfig, pipe: DiffusionPipeline) -> list[float]:
     return list(dict.fromkeys(found))
 
 
-def _asks(cfg: DictConfig, real: RealPictures) -> tuple[list[int], int]:
-    """Positions of the pictures whose captions are asked, and how many cannot be answered."""
-    found = evaluation_pictures(real.emoji, cfg.cells, _HALVES[cfg.split])
-    asks = [ask for ask, can in zip(found, real.answerable(found), strict=True) if can]
-    if not asks:
-        raise ValueError(
-            f"cells={cfg.cells}, split={cfg.split}: no caption of the domain can be asked; its "
-            "concepts must be drawn in two style families or more"
-        )
-    return asks[: cfg.n], len(found) - len(asks)
-
-
 def _read(file: Path) -> np.ndarray:
     with Image.open(file) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def _score(
-    files: Sequence[Path], asks: Sequence[int], real: RealPictures, k: int, device: torch.device
-) -> ConceptScore:
-    pictures = map(_read, tqdm(files, desc="judging", unit="picture"))
-    features = picture_features(EffLite0().to(device), pictures)
-    shape = len(asks), len(files) // len(asks)
-    asked = np.repeat(asks, shape[1]).tolist()
-    return ConceptScore(
-        correct=real.correct(features, asked, k).reshape(shape),
-        copied=real.copied(features).reshape(shape),
-        real=real.correct(real.gallery.features[torch.tensor(asks)], asks, k),
-        styles=np.array([real.emoji.pictures[ask].style for ask in asks]),
-    )
 
 
 def _log_look(
@@ -182,7 +147,7 @@ def _log_look(
             "guidance": guidance,
             **{key: cfg[key] for key in ("cells", "split")},
             "captions": found[f"{_SHARES[0]}_n"],
-            "seeds": " ".join(map(str, _seeds(cfg))),
+            "seeds": " ".join(map(str, read_seeds(cfg))),
             **{name.partition("/")[2]: f"{found.get(name, np.nan):.4f}" for name in _SHARES},
         }
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from ..runs.page import ReportPicture
 from ..runs.record import Run, read_record
-from ..runs.report import ReportPicture, write_report
+from ..runs.report import write_report
 from ._main import command
 from .generate import make_pictures
 

@@ -28,7 +28,7 @@ from ..runs.generation import cost_table, read_cost
 from ..runs.looks import log_look
 from ..runs.record import Run
 from ..training.evaluation import EvaluationModule, run_test
-from ._asked import Asked, Drawing, Truths, read_asked, read_seeds, remove_surplus, with_judge
+from ._asked import Asked, Drawing, Truths, read_asked, read_seeds, with_judge
 from ._domain import AskedPictures, RealPictures
 from ._generation import (
     Picture,
@@ -39,6 +39,7 @@ from ._generation import (
     pictures_of,
     quiet,
     read_text,
+    remove_surplus,
     report_cuts,
     sampling_settings,
     whole_number,

@@ -14,7 +14,7 @@ from ..pipelines.architectures import architecture
 from ..pipelines.run_cost import run_cost
 from ..runs.atomic import write_atomic
 from ..runs.record import Run
-from ._generation import methods_of
+from ._generation import methods_of, whole_number
 from ._main import command
 
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -34,7 +34,8 @@ def main(cfg: DictConfig, run: Run) -> None:
         raise ValueError(f"dtype={cfg.dtype}: must be one of {', '.join(_DTYPES)}")
     model: Any = OmegaConf.to_container(cfg.model, resolve=True, throw_on_missing=True)
     for name in ("steps", "batch", "height", "width"):
-        _whole(name, cfg[name], optional=name in ("height", "width"))
+        if cfg[name] is not None or name in ("steps", "batch"):
+            whole_number(cfg, name, 1)
     if not isinstance(cfg.guidance, bool):
         raise ValueError(f"guidance={cfg.guidance}: must be true or false")
     methods = methods_of(cfg)
@@ -71,10 +72,3 @@ def _text(title: str, summary: Summary) -> str:
             f"{metrics['cost/tflops_conv_linear']:.2f} TFLOPs (conv+linear); 1 MAC = 2 FLOPs",
         ]
     return "\n".join(parts) + "\n"
-
-
-def _whole(name: str, value: Any, optional: bool) -> None:
-    if optional and value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value}: must be a whole number of at least 1")

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from ..api import apply
 from ..runs.atomic import write_atomic
 from ..runs.generation import GenerationCost, cost_table, read_cost
-from ..runs.pictures import grid, read_settings, write_png
+from ..runs.pictures import grid, write_png
 from ..runs.record import Run
 from ._generation import (
     Picture,
@@ -24,6 +24,7 @@ from ._generation import (
     pictures_of,
     quiet,
     read_text,
+    remove_surplus,
     report_cuts,
     sampling_settings,
     whole_number,
@@ -95,7 +96,7 @@ def make_pictures(cfg: DictConfig, run: Run) -> Made:
         folder = run.dir / "images"
         asks = [(prompt, index) for index, prompt in enumerate(prompts)]
         pictures = pictures_of(folder, asks, seeds, settings)
-        _remove_surplus(folder, pictures)
+        remove_surplus(folder, pictures)
         with GenerationCost(pipe) as cost:
             new = draw(pipe, pictures, batch_size, cost=cost)
     run.log({"run/images": len(pictures), "run/images_new": new})
@@ -118,10 +119,3 @@ def _keep_cost(
     else:
         run.log(found["metrics"])
     return found
-
-
-def _remove_surplus(folder: Path, pictures: list[Picture]) -> None:
-    wanted = {picture.file.name for picture in pictures}
-    for file in folder.glob("[0-9]" * 6 + "*.png"):
-        if file.name not in wanted and read_settings(file) is not None:
-            file.unlink()

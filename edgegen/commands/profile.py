@@ -22,7 +22,7 @@ from ..cost.recording import NetworkCall, record_calls
 from ..cost.roofline import measure
 from ..cost.step_change import observe_steps
 from ..pipelines.architectures import architecture
-from ..pipelines.run_cost import _calls, _latent_size
+from ..pipelines.run_cost import latent_size, run_calls
 from ..runs.environment import machine
 from ..runs.profile_report import write_profile
 from ..runs.profile_tables import Analysis, attack_text, metrics_of
@@ -160,13 +160,13 @@ def _without_weights(cfg: DictConfig, steps: int, seed: int) -> _Recorded:
     plain: Any = OmegaConf.to_container(cfg.model, resolve=True, throw_on_missing=True)
     model = architecture(plain)
     device = _device(cfg)
-    size = _latent_size(model, cfg.height, cfg.width)
+    size = latent_size(model, cfg.height, cfg.width)
     modules = model.build("cpu", seed)
     for module in modules.values():
         module.to(device)
     found: list[NetworkCall] = []
     guided = guidance is None or guidance > 1
-    for times, name, make in _calls(model, modules, steps, guided, 1, size):
+    for times, name, make in run_calls(model, modules, steps, guided, 1, size):
         with record_calls({name: modules[name]}) as calls, torch.no_grad():
             make()
         for call in calls.values():

@@ -20,7 +20,11 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode,
+    _pop_mode_temporarily,
+)
 
 from . import formulas
 from .bits import declared_attention_bits, declared_bits, has_bits, weights
@@ -101,6 +105,7 @@ class Counter:
         self._derived: set[int] = set()  # those of them that were computed during the call
         self._operators = _Operators(self._record)
         self._attention = nn.functional.scaled_dot_product_attention
+        self._linear = nn.functional.linear
         self._thread = threading.get_ident()
         self._attending = False  # inside a fused attention, which is counted as a whole
         self._layers_with_bits = 0  # running now; their simulated traffic is not counted
@@ -117,6 +122,8 @@ class Counter:
         ]
         self._attention = nn.functional.scaled_dot_product_attention
         nn.functional.scaled_dot_product_attention = self._attend
+        self._linear = nn.functional.linear
+        nn.functional.linear = self._multiply
         self._operators.__enter__()
         return self
 
@@ -125,6 +132,7 @@ class Counter:
             handle.remove()
         self._operators.__exit__(*exc)
         nn.functional.scaled_dot_product_attention = self._attention
+        nn.functional.linear = self._linear
         self.cost.modules = {
             name: row for name, row in self.cost.modules.items() if row != ModuleCost()
         }
@@ -175,6 +183,21 @@ class Counter:
         self._add_bytes(_tensors([query, key, value, args, kwargs, out]))
         macs = formulas.attention_macs(query.shape, key.shape, value.shape)
         self._add_attention(macs, _bits(query), _bits(key))
+        return out
+
+    def _multiply(self, input: Any, weight: Any, bias: Any = None) -> Any:
+        """A linear layer as one operator, run as it runs uncounted.
+
+        Where any dispatch mode is on, torch multiplies inputs that are not contiguous by another
+        kernel, whose last bits differ.
+        """
+        top = _get_current_dispatch_mode()
+        if threading.get_ident() != self._thread or top is not self._operators:
+            return self._linear(input, weight, bias)
+        with _pop_mode_temporarily():
+            out = self._linear(input, weight, bias)
+        args = (input, weight) if bias is None else (input, weight, bias)
+        self._record(torch.ops.aten.linear.default, Kind.MATMUL, args, {}, out)
         return out
 
     def _record(self, func: Any, kind: Kind, args: Any, kwargs: Any, out: Any) -> None:

@@ -45,6 +45,11 @@ def _added_product(_: Any, a: Any, b: Any, *__: Any) -> int:
     return _product(a, b)
 
 
+def _linear(a: Any, b: Any, *_: Any) -> int:
+    """(…, K) × (N, K), or (K): the weight is stored row by row."""
+    return 2 * prod(a) * (b[0] if len(b) > 1 else 1)
+
+
 def _product_by_rows(a: Any, b: Any, *_: Any) -> int:
     """(M, K) × (N, K): the weight is stored row by row."""
     return 2 * prod(a) * b[0]
@@ -59,6 +64,7 @@ _FORMULAS: dict[str, Callable[..., int]] = {
     "aten::_scaled_dot_product_cudnn_attention": _sdpa,
     "aten::_scaled_dot_product_fused_attention_overrideable": _sdpa,
     "aten::_scaled_dot_product_attention_math_for_mps": _sdpa,
+    "aten::linear": _linear,
     "aten::mm": _product,
     "aten::bmm": _product,
     "aten::addmm": _added_product,

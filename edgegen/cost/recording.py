@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from .counting import is_compiled
-from .tracker import _components, _parts
+from .tracker import components_of, parts_of
 
 
 @dataclass
@@ -46,8 +46,8 @@ def record_calls(target: Any) -> Iterator[dict[str, NetworkCall]]:
     """
     found: dict[str, NetworkCall] = {}
     hooks = []
-    for component, whole in _components(target).items():
-        for _, path, module in _parts(component, whole):
+    for component, whole in components_of(target).items():
+        for _, path, module in parts_of(component, whole):
             name = f"{component}.{path}" if path else component
             if is_compiled(module):
                 raise ValueError(f"{name} is compiled: its modules cannot be timed one by one")

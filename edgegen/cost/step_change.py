@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .tracker import _first_tensor
+from .tracker import first_tensor
 
 
 def relative_change(now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
@@ -55,7 +55,7 @@ class StepChanges:
         self._runs.clear()
 
     def _see(self, name: str, out: Any) -> None:
-        features = _first_tensor(out)
+        features = first_tensor(out)
         if features is None or features.dim() < 3 or not features.is_floating_point():
             return
         run = self._runs[name] = self._runs.get(name, -1) + 1

@@ -64,7 +64,7 @@ class CostTracker:
 
     def __init__(self, target: Any, step: Callable[[], Hashable] | None = None) -> None:
         self._watched = [
-            watched for item in _components(target).items() for watched in _parts(*item)
+            watched for item in components_of(target).items() for watched in parts_of(*item)
         ]
         _refuse_nested(self._watched)
         self._step = step
@@ -135,7 +135,7 @@ class CostTracker:
         denoises = part in DENOISERS
         if denoises and len(args) > 1 and isinstance(args[1], int | float):
             args = (args[0], *args[2:])  # a timestep as a number: another one every step
-        tensor = _first_tensor((args, kwargs))
+        tensor = first_tensor((args, kwargs))
         key = (part, path, _signature((args, kwargs), ""), _autocast(tensor), current_mode(module))
         step: Hashable = None
         if denoises:
@@ -213,7 +213,7 @@ class CostTracker:
         return self.summary().table()
 
 
-def _components(target: Any) -> dict[str, nn.Module]:
+def components_of(target: Any) -> dict[str, nn.Module]:
     if isinstance(target, nn.Module):
         module = uncompiled(target)
         name = "unet" if hasattr(module, "up_blocks") and hasattr(module, "conv_in") else "model"
@@ -233,7 +233,7 @@ def _components(target: Any) -> dict[str, nn.Module]:
     return dict(found.values())
 
 
-def _parts(name: str, module: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+def parts_of(name: str, module: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     """(part, path below the component, module) of what to watch in a component."""
     inner = uncompiled(module)
     if not (hasattr(inner, "encode") and hasattr(inner, "decode")):
@@ -253,12 +253,12 @@ def _refuse_nested(watched: list[tuple[str, str, nn.Module]]) -> None:
                 raise ValueError(f"{part} holds {tops[id(inner)]}: give one of them to count")
 
 
-def _first_tensor(tree: Any) -> torch.Tensor | None:
+def first_tensor(tree: Any) -> torch.Tensor | None:
     if isinstance(tree, torch.Tensor):
         return tree
     items = tree.values() if isinstance(tree, Mapping) else tree
     if isinstance(tree, tuple | list | Mapping):
-        return next((t for t in map(_first_tensor, items) if t is not None), None)
+        return next((t for t in map(first_tensor, items) if t is not None), None)
     return None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import av
 import numpy as np
 from PIL import Image, ImageSequence
 
@@ -61,14 +62,9 @@ def read_frames(path: Path, most: int = 12, longest: int = 512) -> list[np.ndarr
     """The picture, or up to `most` frames spread over a clip: (H, W, 3) uint8 each.
 
     Pictures whose longer side exceeds `longest` are reduced to it; with a shorter side under 64
-    pixels they are left out. Raises ValueError for a video where PyAV is not installed.
+    pixels they are left out.
     """
     if path.suffix.lower() in VIDEOS:
-        try:
-            import av
-        except ImportError as error:
-            raise ValueError(f"{path}: videos need PyAV: pip install 'edgegen[photos]'") from error
-
         with av.open(str(path)) as container:
             frames = [f.to_image() for i, f in enumerate(container.decode(video=0)) if i % 4 == 0]
         frames = frames[:: max(1, -(-len(frames) // most))]

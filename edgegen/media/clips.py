@@ -10,12 +10,21 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
+import av
 import numpy as np
 from PIL import Image
 
 from .pictures import find_pictures, read_picture
 
+av.logging.set_level(None)  # its complaints come as errors
+
 ANIMATIONS = (".webp", ".gif", ".apng")
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
+
+
+def is_video(path: str | Path) -> bool:
+    """Whether a file's name says that it is a video."""
+    return Path(path).suffix.lower() in VIDEOS
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +92,7 @@ def open_clip(path: str | Path, rate: float | None = None) -> Clip:
 
     Raises:
         FileNotFoundError: no such file or folder.
-        ValueError: no video stream in it, a codec that is not known, a damaged file; PyAV missing.
+        ValueError: no video stream in it, a codec that is not known, a damaged file.
             Going through the frames raises it too: for a file without frames, or cut short.
     """
     path = Path(path).expanduser()
@@ -210,7 +219,6 @@ def fitted(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """A file opened for reading by PyAV; what goes wrong inside is told in one line."""
-    av = load_av(path)
     try:
         with av.open(str(path)) as container:
             yield container
@@ -218,16 +226,6 @@ def opened(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path}: holds no frame") from error
     except av.FFmpegError as error:
         raise ValueError(f"{path}: damaged, or no video ({_reason(error)})") from error
-
-
-def load_av(path: str | Path) -> Any:
-    """PyAV. Raises ValueError where it is not installed."""
-    try:
-        import av
-    except ImportError as error:
-        raise ValueError(f"{path}: video files need PyAV: pip install av") from error
-    av.logging.set_level(None)  # its complaints come as errors
-    return av
 
 
 def _video_stream(container: Any, name: str) -> Any:

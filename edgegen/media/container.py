@@ -10,10 +10,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from PIL import Image
 
-from .clips import Timing, fitted, load_av
+from .clips import Timing, fitted
 
 # Containers that hold H.264 without saying so, and those whose frames come at one rate only.
 _H264 = ("mpegts", "flv")
@@ -45,16 +46,17 @@ class Container:
         audio_end: Fraction | None = None,
     ) -> None:
         self._path = path
-        self._av = load_av(path)
         self._stack = ExitStack()
         self._audio_end = audio_end
         self.sound: dict[int, Any] = {}  # streams of the source by number → those in here
         self._source: Any = None
+        self.container: Any  # PyAV tells its kinds of streams apart only as it runs
+        self.stream: Any
         try:
             with self._told():
                 self._open(target, size, timing, codec)
                 if audio is not None:
-                    self._source = self._stack.enter_context(self._av.open(str(audio)))
+                    self._source = self._stack.enter_context(av.open(str(audio)))
                     self._add_sound()
         except BaseException:
             self.abandon()
@@ -74,13 +76,13 @@ class Container:
 
     def abandon(self) -> None:
         """Close without frames, which some containers complain about."""
-        with suppress(self._av.FFmpegError):
+        with suppress(av.FFmpegError):
             self._stack.close()
 
     def _open(
         self, target: str | io.BytesIO, size: tuple[int, int], timing: Timing, codec: str | None
     ) -> None:
-        av, name = self._av, _format_name(self._path, self._av)
+        name = _format_name(self._path)
         options = {"loop": "0"} if name in ("gif", "webp") else {}
         if name == "gif":  # the muxer cannot know how long the last frame stands
             last = round(timing.durations[-1] * timing.time_base * 100)
@@ -134,7 +136,7 @@ class Container:
         """What FFmpeg complains of, in one line that names the file."""
         try:
             yield
-        except self._av.FFmpegError as error:
+        except av.FFmpegError as error:
             if isinstance(error, OSError) and error.errno:
                 raise OSError(error.errno, os.strerror(error.errno), str(self._path)) from error
             raise ValueError(f"{self._path}: {' '.join(str(error).split())}") from error
@@ -159,7 +161,6 @@ class Container:
             waiting = self._mux_sound(waiting, sound)
 
     def _frame(self, pixels: np.ndarray) -> Any:
-        av = self._av
         height, width = self.size
         pixels = fitted(pixels, (min(height, pixels.shape[0]), min(width, pixels.shape[1])))
         short = ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0))
@@ -171,7 +172,8 @@ class Container:
         palette = np.zeros((256, 4), np.uint8)  # alpha first
         palette[:, 0] = 255
         palette[: len(colours), 1:] = colours
-        return av.VideoFrame.from_ndarray((np.asarray(image), palette), format="pal8")
+        both: Any = (np.asarray(image), palette)
+        return av.VideoFrame.from_ndarray(both, format="pal8")
 
     def _sound(self) -> Iterator[Any]:
         if not self.sound:
@@ -195,7 +197,7 @@ def _encoder(container: Any) -> str:
     return {"vp9": "libvpx-vp9", "webp": "libwebp_anim"}.get(default, default)
 
 
-def _format_name(path: Path, av: Any) -> str:
+def _format_name(path: Path) -> str:
     """FFmpeg's name of the container that the ending stands for."""
     ending = path.suffix.lower().removeprefix(".")
     named = {"mkv": "matroska", "m4v": "mp4", "ts": "mpegts", "m2ts": "mpegts", "mpg": "mpeg"}

@@ -49,7 +49,7 @@ def run_cost(
     for name, number in (("steps", steps), ("batch", batch)):
         if number < 1:
             raise ValueError(f"{name}={number}: must be at least 1")
-    size = _latent_size(architecture, height, width)
+    size = latent_size(architecture, height, width)
     modules = architecture.build("meta")
     for module in modules.values():
         nn.Module.to(module, dtype)  # diffusers' own `to` warns of what matters to weights alone
@@ -57,7 +57,7 @@ def run_cost(
         raise ValueError(f"{architecture.name} has no UNet for a method to work on")
     parts: dict[str, Part] = {}
     with torch.no_grad():
-        for times, name, call in _calls(architecture, modules, steps, guidance, batch, size):
+        for times, name, call in run_calls(architecture, modules, steps, guidance, batch, size):
             if name == "unet" and method is not None:
                 tracker, times = _count_with(method, modules[name], call, times), 1
             else:
@@ -100,7 +100,7 @@ class _Steps:
         return sample
 
 
-def _calls(
+def run_calls(
     architecture: Architecture,
     modules: dict[str, nn.Module],
     steps: int,
@@ -134,7 +134,7 @@ def _takes_picture(architecture: Architecture) -> bool:
     return unet is None or unet.get("in_channels", latents) > latents
 
 
-def _latent_size(
+def latent_size(
     architecture: Architecture, height: int | None, width: int | None
 ) -> tuple[int, int]:
     height, width = height or architecture.height, width or architecture.width

@@ -14,8 +14,8 @@ import yaml
 
 from .atomic import write_atomic
 from .finished import plain
+from .page import ReportPicture, inlined, record_values, render
 from .record import read_record
-from .report import ReportPicture, inlined, record_values, render
 from .tables import Score, best_of, direction, number_text, score_text, short
 
 _ENDS = ("_lo", "_hi", "_n", "_sd")

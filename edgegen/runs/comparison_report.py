@@ -11,7 +11,7 @@ from typing import Any
 
 from .atomic import write_atomic
 from .comparison import ENDS, PLAIN, Row
-from .report import ReportPicture, inlined, metric, record_values, render
+from .page import ReportPicture, inlined, metric, record_values, render
 
 
 @dataclass(frozen=True)

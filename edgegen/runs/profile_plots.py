@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ..cost.profiling import Target, intensity
 from ..cost.roofline import Device
-from .report import metric
+from .page import metric
 
 _HUES = ("#b4581c", "#2f6fb0", "#3f8f5f", "#8a5cb0", "#8a7a1f", "#7a4b3a")
 _ROOFS = ("#8a8a8a", "#c06090", "#5f9ea0", "#b0892f", "#7f7fbf", "#6b8e23")

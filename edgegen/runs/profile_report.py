@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .atomic import write_atomic
+from .page import metric, record_values, render
 from .profile_plots import roofline_plot, step_change_plot
 from .profile_tables import Analysis, html_tables, module_row
-from .report import metric, record_values, render
 
 
 def write_profile(folder: str | Path, analysis: Analysis, record: Mapping[str, Any]) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import Any
 from ..cost.profiling import Profile, Row, Target, intensity, least_seconds, targets
 from ..cost.roofline import Device
 from ..cost.summary import text_table
-from .report import _percent, metric
+from .page import metric, percent
 
 _LEAST_SHARE = 0.01  # of the time: what takes less is not worth attacking, however slow it is
 
@@ -199,7 +199,7 @@ def _targets_table(
         [
             _cell(each.name),
             _number(each.seconds, "s"),
-            _cell(each.seconds / whole, _percent(each.seconds / whole)),
+            _cell(each.seconds / whole, percent(each.seconds / whole)),
             _number(each.roof_seconds, "s"),
             _ratio(each.times_roof if each.roof_seconds else None),
             _number(each.cost.macs_all),
@@ -224,10 +224,10 @@ def _modules(analysis: Analysis) -> dict[str, Any]:
                     _number(row.seconds, "s"),
                     _number(row.seconds_iqr, "s"),
                     _number(row.own_seconds, "s"),
-                    _cell(entry["time_share"], _percent(entry["time_share"])),
+                    _cell(entry["time_share"], percent(entry["time_share"])),
                     _number(row.cost.macs_all),
                     _number(row.cost.macs_conv_linear),
-                    _cell(share, _percent(share)),
+                    _cell(share, percent(share)),
                     _number(row.cost.bytes, "B"),
                     _ratio(row.intensity),
                     _ratio(row.seconds / entry["roof_seconds"] if entry["roof_seconds"] else None),

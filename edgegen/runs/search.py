@@ -7,7 +7,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,7 @@ class Search:
             file.parent.mkdir(parents=True, exist_ok=True)
             folder = file.with_name(f".{file.name}")
         self._workers = folder / "workers"
+        self._asking = folder / "asking"  # SQLite would give a waiting trial to two who ask at once
         self._grace = timedelta(seconds=_GRACE * heartbeat)
         chosen = sampler_by_place(sampler, seed)
         with hold(folder / "opening"):
@@ -99,6 +100,7 @@ class Search:
                 if place >= n:  # another worker took the last one at the same moment
                     raise optuna.TrialPruned
                 trial.set_user_attr(PLACE, place)
+                asking.close()
                 point = {axis.name: axis.suggest(trial) for axis in self._axes}
                 trial.set_user_attr(_DRAWN, True)
                 try:
@@ -108,19 +110,21 @@ class Search:
                     raise
 
             while True:
-                self._bury(worker)
-                trials = self.trials()
-                if progress is not None:
-                    progress(sum(trial.state.is_finished() for trial in trials))
-                waiting = any(t.state == optuna.trial.TrialState.WAITING for t in trials)
-                if len(trials) < n or waiting:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                        self.study.optimize(objective, n_trials=1, catch=(Failed,))
-                elif all(trial.state.is_finished() for trial in trials):
+                with ExitStack() as asking:
+                    asking.enter_context(hold(self._asking))
+                    self._bury(worker)
+                    trials = self.trials()
+                    if progress is not None:
+                        progress(sum(trial.state.is_finished() for trial in trials))
+                    waiting = any(t.state == optuna.trial.TrialState.WAITING for t in trials)
+                    if len(trials) < n or waiting:
+                        with warnings.catch_warnings():
+                            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                            self.study.optimize(objective, n_trials=1, catch=(Failed,))
+                        continue
+                if all(trial.state.is_finished() for trial in trials):
                     return
-                else:
-                    time.sleep(_POLL)
+                time.sleep(_POLL)
 
     def trials(self) -> list[FrozenTrial]:
         """The trials that count, by number: complete ones, failed ones with their `error`."""

@@ -78,6 +78,11 @@ class StepClock:
             self.index += 1
             self._announce()
 
+    @property
+    def heard(self) -> bool:
+        """Whether a method listens."""
+        return bool(self._listeners)
+
     def listen(self, listener: StepListener) -> Callable[[], None]:
         """Tell `listener` of every step and stream from now on; returns how to stop that."""
         self._listeners.append(listener)
@@ -136,6 +141,20 @@ def step_clock(scheduler: Any) -> Iterator[StepClock]:
         if not driven.users:
             del scheduler.__dict__[_ATTRIBUTE]
             driven.release()
+
+
+def undriven(scheduler: Any) -> Any:
+    """A copy of a scheduler that shares its settings, and drives no step clock.
+
+    `from_config` would not do: it leaves out what pipelines have changed in the configuration.
+    """
+    cls = type(scheduler)
+    other = object.__new__(cls)
+    for name, value in vars(scheduler).items():
+        wrapped = callable(value) and hasattr(cls, name)
+        if not wrapped and not name.startswith(("__", _ATTRIBUTE)):
+            vars(other)[name] = value
+    return other
 
 
 class _Driven:

@@ -15,7 +15,7 @@ from diffusers import (
 )
 
 from ..sampling.generate import noise_generator
-from ..sampling.steps import StepClock
+from ..sampling.steps import StepClock, undriven
 from .attention import Bank, Mode
 
 _EDITORS = (
@@ -105,7 +105,7 @@ class FrameDenoiser:
         self._fresh = _snapshot(self.scheduler)
         self._takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         self.keeps_history = self._probe_history()
-        self.remembers = self.keeps_history or bool(clock._listeners)
+        self.remembers = self.keeps_history or clock.heard
         self._states: dict[Hashable, dict[str, Any]] = {}
         self._text, self._time_cond = self._encode_text()
 
@@ -266,20 +266,6 @@ class FrameDenoiser:
         self.scheduler.step(sample, time, sample, **extra)
         left = [value for kept in vars(self.scheduler).values() for value in _flat(kept)]
         return any(torch.is_tensor(value) and value.ndim == 4 for value in left)
-
-
-def undriven(scheduler: Any) -> Any:
-    """A copy of a scheduler that shares its settings, and drives no step clock.
-
-    `from_config` would not do: it leaves out what pipelines have changed in the configuration.
-    """
-    cls = type(scheduler)
-    other = object.__new__(cls)
-    for name, value in vars(scheduler).items():
-        wrapped = callable(value) and hasattr(cls, name)
-        if not wrapped and not name.startswith(("__", "_edgegen")):
-            vars(other)[name] = value
-    return other
 
 
 def _snapshot(scheduler: Any) -> dict[str, Any]:

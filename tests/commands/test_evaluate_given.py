@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,7 +34,6 @@ def save(folder: str, pictures: np.ndarray, name: str = "{}.png") -> list[Path]:
 
 
 def save_video(path: str, frames: np.ndarray) -> None:
-    av = pytest.importorskip("av", reason="needs the extra `photos`")
     with av.open(path, "w") as container:
         stream = container.add_stream("libx264rgb", rate=10, options={"qp": "0"})
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "rgb24"

@@ -87,7 +87,7 @@ def test_folder(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["model=sd15", "steps=0"], ["steps=0", "at least 1"]),
+        (["model=sd15", "steps=0"], ["steps=0", "1 or more"]),
         (["model=sd15", "steps=2.5"], ["steps=2.5", "whole number"]),
         (["model=sd15", "batch=none"], ["batch=none", "whole number"]),
         (["model=sd15", "guidance=7.5"], ["guidance=7.5", "true or false"]),

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as module_hooks
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from edgegen.cost import count
+from edgegen.cost import CostTracker, count
 
 Inputs = tuple[torch.Tensor, ...]
 
@@ -355,3 +355,23 @@ def test_costs_add_and_multiply() -> None:
     one, three = count(layer, torch.zeros(1, 8)), count(layer, torch.zeros(3, 8))
     assert (one * 3).macs_all == three.macs_all == (one + one + one).macs_all
     assert (one + one).params == one.params
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_counting_moves_no_bit(context: Any) -> None:
+    """A layer on tokens that are a transposed picture, as in the attention of autoencoders."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(2), _Tokens(), nn.Linear(8, 8))
+    pictures = torch.randn(3, 8, 8, 8)
+    with context():
+        plain = model(pictures)
+        with CostTracker(model) as tracker:
+            counted = model(pictures)
+    assert torch.equal(plain, counted)
+    assert tracker.total_macs == 3 * 64 * 8 * 8
+    assert not tracker.uncounted
+
+
+class _Tokens(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(1, 2)

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -60,7 +60,6 @@ def test_frames_are_spread_over_an_animation(tmp_path: Path) -> None:
 
 
 def test_frames_of_a_video(tmp_path: Path) -> None:
-    av = pytest.importorskip("av")
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
@@ -72,14 +71,6 @@ def test_frames_of_a_video(tmp_path: Path) -> None:
     assert [frame.shape for frame in read] == [(64, 96, 3)] * 5
     # Every fourth frame of the clip, and of these ten every second.
     np.testing.assert_allclose([f.mean() for f in read], [0, 48, 96, 144, 192], atol=4)
-
-
-def test_a_video_without_pyav_names_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ValueError, match=r"a\.mp4: .* pip install 'edgegen\[photos\]'"):
-        photos.read_frames(tmp_path / "a.mp4")
 
 
 def test_crops_lie_inside_and_are_mirrored_half_of_the_time() -> None:

@@ -8,14 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from edgegen.media.clip_writing import check_output, write_clip
-from edgegen.media.clips import FrameFolder, Timing, VideoFile, open_clip
-
-av = pytest.importorskip("av")
+from edgegen.media.clips import FrameFolder, Timing, VideoFile, is_video, open_clip
 
 TIMES = [0, 40, 120, 130, 500, 640, 700, 1500]  # milliseconds: a variable frame rate
 LAST = 210
@@ -371,3 +370,9 @@ def test_what_fails_leaves_what_was_there(tmp_path: Path) -> None:
             write_clip(path, broken(), timing())
         assert [each.name for each in tmp_path.iterdir()] == ([name] if path.suffix else [])
         path.unlink(missing_ok=True)
+
+
+def test_names_of_videos() -> None:
+    assert is_video("a.MP4")
+    assert not is_video("a.png")
+    assert not is_video("folder")

@@ -5,7 +5,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from edgegen.runs.report import ReportPicture, metric, write_report
+from edgegen.runs.page import ReportPicture, metric
+from edgegen.runs.report import write_report
 
 COST = {
     "metrics": {

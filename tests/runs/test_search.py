@@ -13,6 +13,7 @@ pytest.importorskip("optuna")
 
 from searching import objectives, search
 
+from edgegen.runs.locks import is_held
 from edgegen.runs.samplers import SAMPLERS
 from edgegen.runs.search import Failed
 
@@ -115,6 +116,23 @@ def test_three_workers_one_of_them_killed(tmp_path):
     assert {str(p) for p, _ in found} == {
         str(p) for p, _ in in_process(tmp_path / "one", n, "random")
     }
+
+
+def test_one_worker_at_a_time_asks_and_all_score_at_once(tmp_path, monkeypatch):
+    study, seen = search(tmp_path), []
+    ask = study.study.ask
+
+    def asked(*args, **kwargs):
+        seen.append(("ask", is_held(study._asking)))
+        return ask(*args, **kwargs)
+
+    def score(point, remark):
+        seen.append(("score", is_held(study._asking)))
+        return [1.0, 2.0]
+
+    monkeypatch.setattr(study.study, "ask", asked)
+    study.run(2, score)
+    assert seen == [("ask", True), ("score", False)] * 2
 
 
 def test_what_cannot_be_scored_counts_and_is_not_tried_again(tmp_path):

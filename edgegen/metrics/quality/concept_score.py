@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .intervals import ratio_interval
+from .bootstrap import ratio_interval
 
 ACCURACY, COPIES = "quality/concept_accuracy", "quality/copy_rate"
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,21 +82,52 @@ def kernel_distance(first: Tensor, second: Tensor) -> float:
     return _kernel_distances(first, second, *ones).item()
 
 
-def bootstrap_kernel(first: Tensor, second: Tensor, *, resamples: int, seed: int = 0) -> Estimate:
+def bootstrap_kernel(
+    first: Tensor,
+    second: Tensor,
+    *,
+    resamples: int,
+    clusters: np.ndarray | None = None,
+    seed: int = 0,
+) -> Estimate:
     """`kernel_distance` with its bootstrap interval; see `bootstrap_distance`.
 
     The kernels are computed once; memory grows with N · (512 + resamples).
     """
-    generator = torch.Generator().manual_seed(seed)
     weights = []
-    for features in (first, second):
-        drawn = torch.randint(len(features), (resamples, len(features)), generator=generator)
-        counts = torch.zeros(resamples + 1, len(features), dtype=torch.float64)
+    for drawn in _draws(first, second, resamples, clusters, seed):
+        counts = torch.zeros(resamples + 1, drawn.shape[1], dtype=torch.float64)
         counts[0] = 1
         counts[1:].scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
         weights.append(counts)
     values = _kernel_distances(first, second, *weights)
     return _estimate(values[0].item(), values[1:], len(first))
+
+
+def cluster_members(clusters: np.ndarray | None, count: int) -> Tensor:
+    """(C, count / C) places of the samples in each cluster, by (count,) labels; None: each alone.
+
+    Raises ValueError for another number of labels, and clusters that are not all of one size.
+    """
+    labels = np.arange(count) if clusters is None else np.asarray(clusters)
+    if labels.shape != (count,):
+        raise ValueError(f"{count} samples but cluster labels of shape {labels.shape}")
+    _, group = np.unique(labels, return_inverse=True)
+    sizes = np.bincount(group)
+    if (sizes != sizes[0]).any():
+        raise ValueError("clusters must be of one size: as many pictures of each prompt")
+    return torch.from_numpy(np.argsort(group, kind="stable")).reshape(len(sizes), -1)
+
+
+def _draws(
+    first: Tensor, second: Tensor, resamples: int, clusters: np.ndarray | None, seed: int
+) -> tuple[Tensor, Tensor]:
+    """(R, N) and (R, M): which samples of the two sets each resample holds."""
+    generator = torch.Generator().manual_seed(seed)
+    members = cluster_members(clusters, len(first))
+    chosen = torch.randint(len(members), (resamples, len(members)), generator=generator)
+    others = torch.randint(len(second), (resamples, len(second)), generator=generator)
+    return members[chosen].flatten(1), others
 
 
 def _kernel_distances(first: Tensor, second: Tensor, v: Tensor, w: Tensor) -> Tensor:
@@ -125,6 +157,7 @@ def bootstrap_distance(
     second: Tensor,
     *,
     resamples: int,
+    clusters: np.ndarray | None = None,
     seed: int = 0,
 ) -> Estimate:
     """A distance with its interval: value ± 1.96 bootstrap standard deviations.
@@ -136,15 +169,12 @@ def bootstrap_distance(
     Args:
         distance: such as `frechet_distance`.
         first, second: (N, D) and (M, D); `n` of the result is N.
+        clusters: (N,) labels of groups of `first` that are drawn whole, such as the pictures of one
+            prompt, which are alike: drawn one by one they would make the interval too narrow.
+            All of one size; None takes every sample for itself.
     """
-    generator = torch.Generator().manual_seed(seed)
-    values = []
-    for _ in range(resamples):
-        drawn = (
-            features[torch.randint(len(features), (len(features),), generator=generator)]
-            for features in (first, second)
-        )
-        values.append(distance(*drawn))
+    draws = _draws(first, second, resamples, clusters, seed)
+    values = [distance(first[own], second[others]) for own, others in zip(*draws, strict=True)]
     return _estimate(distance(first, second), torch.tensor(values).double(), len(first))
 
 
@@ -178,9 +208,9 @@ def _within(queries: Tensor, manifold: Tensor, k: int) -> Tensor:
     )
 
 
-def share(inside: Tensor, *, resamples: int = 2000) -> Estimate:
+def share(inside: Tensor, clusters: np.ndarray | None = None, *, resamples: int = 2000) -> Estimate:
     """Share of (N,) bool with its interval, the manifolds taken as given."""
-    return bootstrap_mean(inside.double().cpu().numpy(), resamples=resamples)
+    return bootstrap_mean(inside.double().cpu().numpy(), clusters, resamples=resamples)
 
 
 def noise_floor(
@@ -217,8 +247,8 @@ def warn_if_few(first: Tensor, second: Tensor, name: str) -> None:
     n, dimensions = min(len(first), len(second)), first.shape[1]
     if n <= dimensions:
         warnings.warn(
-            f"{name}: {n} samples for {dimensions} dimensions: the distance is mostly bias; read "
-            "the one over principal axes, or take more samples",
+            f"{name}: {n} samples for {dimensions} dimensions: the distance is mostly bias; take "
+            "more samples",
             stacklevel=2,
         )
 

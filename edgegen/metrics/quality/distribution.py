@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -19,6 +20,7 @@ from .distances import (
     PrincipalAxes,
     bootstrap_distance,
     bootstrap_kernel,
+    cluster_members,
     frechet_distance,
     kernel_distance,
     noise_floor,
@@ -126,31 +128,39 @@ def compare_features(
     all_features: bool = True,
     resamples: int = 200,
     neighbours: int = 3,
+    clusters: np.ndarray | None = None,
 ) -> dict[str, Tensor]:
     """What `Distribution` gives, of (N, D) and (M, D) features kept from before.
 
     Args:
         name: of the backbone that they come from.
         all_features, resamples, neighbours: as of `Distribution`.
+        clusters: (N,) of the generated samples, see `bootstrap_distance`. The interval of recall, a
+            share of reference samples, does not depend on them.
     """
     generated, reference = generated.cpu().double(), reference.cpu().double()
+    cluster_members(clusters, len(generated))  # refused here, not left out below
     result: dict[str, Tensor] = {}
 
     def frechet(label: str, pair: tuple[Tensor, Tensor], draws: int) -> None:
         warn_if_few(*pair, label)
-        estimate = bootstrap_distance(frechet_distance, *pair, resamples=draws)
+        estimate = bootstrap_distance(frechet_distance, *pair, resamples=draws, clusters=clusters)
         result.update(_named(label, estimate))
         result.update(_floor(label, frechet_distance, pair))
 
     def kernel() -> None:
         label, pair = f"quality/kid_{name}", (generated, reference)
-        result.update(_named(label, bootstrap_kernel(*pair, resamples=resamples)))
+        result.update(
+            _named(label, bootstrap_kernel(*pair, resamples=resamples, clusters=clusters))
+        )
         result.update(_floor(label, kernel_distance, pair))
 
     def manifolds() -> None:
         inside = precision_recall(generated, reference, neighbours)
-        for label, hits in zip(("precision", "recall"), inside, strict=True):
-            result.update(_named(f"quality/{label}_{name}", share(hits)))
+        for label, hits, groups in zip(
+            ("precision", "recall"), inside, (clusters, None), strict=True
+        ):
+            result.update(_named(f"quality/{label}_{name}", share(hits, groups)))
 
     def principal() -> None:
         axes = PrincipalAxes.fit(reference, AXES)

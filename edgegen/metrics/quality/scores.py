@@ -15,7 +15,6 @@ from torchmetrics import Metric
 
 from .backbone import load_backbone, name_of
 from .clip import Clip
-from .clustered import compare_clustered
 from .concept_score import ACCURACY, COPIES
 from .distribution import AXES, compare_features
 from .efflite0 import EffLite0
@@ -84,11 +83,9 @@ class DistributionScore:
     def __call__(self, material: Material) -> Scores:
         backbone = self.backbones[0]
         generated, reference = (material.features(backbone, x) for x in ("pictures", "reference"))
-        sides, name = (generated, reference), name_of(backbone)
-        if material.clusters is None:
-            found = compare_features(*sides, name, **self.options)
-        else:
-            found = compare_clustered(*sides, name, material.clusters, **self.options)
+        found = compare_features(
+            generated, reference, name_of(backbone), clusters=material.clusters, **self.options
+        )
         return Scores({name: value.item() for name, value in found.items()})
 
 

@@ -3,7 +3,6 @@ import pytest
 import torch
 from scipy import stats
 
-from edgegen.metrics.quality.clustered import compare_clustered
 from edgegen.metrics.quality.distribution import compare_features
 
 NAMES = ["fd_pca64_x", "fd_x", "kid_x", "precision_x", "recall_x"]
@@ -21,7 +20,7 @@ def sets():
 def test_values_and_floors_are_those_without_clusters(sets) -> None:
     generated, reference, clusters = sets
     plain = compare_features(generated, reference, "x", resamples=20)
-    found = compare_clustered(generated, reference, "x", clusters, resamples=20)
+    found = compare_features(generated, reference, "x", clusters=clusters, resamples=20)
     assert found.keys() == plain.keys()
     for name in plain:
         if not name.endswith(("_lo", "_hi", "_sd")):
@@ -31,7 +30,7 @@ def test_values_and_floors_are_those_without_clusters(sets) -> None:
 def test_alike_pictures_widen_the_interval(sets) -> None:
     generated, reference, clusters = sets
     plain = compare_features(generated, reference, "x", resamples=100)
-    found = compare_clustered(generated, reference, "x", clusters, resamples=100)
+    found = compare_features(generated, reference, "x", clusters=clusters, resamples=100)
     for name in ("quality/fd_x", "quality/fd_pca64_x"):
         assert found[f"{name}_sd"] > 1.2 * plain[f"{name}_sd"]
         assert found[f"{name}_lo"] < found[name] < found[f"{name}_hi"]
@@ -40,15 +39,10 @@ def test_alike_pictures_widen_the_interval(sets) -> None:
 def test_clusters_of_one_are_no_clusters(sets) -> None:
     generated, reference, _ = sets
     plain = compare_features(generated, reference, "x", resamples=300, all_features=False)
-    found = compare_clustered(
-        generated, reference, "x", np.arange(160), resamples=300, all_features=False
+    found = compare_features(
+        generated, reference, "x", clusters=np.arange(160), resamples=300, all_features=False
     )
-    for name in ("fd_pca64_x", "kid_x"):
-        assert found[f"quality/{name}_sd"].item() == pytest.approx(
-            plain[f"quality/{name}_sd"].item(), rel=0.2
-        )
-    for end in ("lo", "hi", "sd"):
-        assert found[f"quality/precision_x_{end}"] == plain[f"quality/precision_x_{end}"]
+    assert found == plain
 
 
 def test_the_kernel_distance_of_drawn_clusters_is_that_of_the_drawn_sets() -> None:
@@ -57,8 +51,8 @@ def test_the_kernel_distance_of_drawn_clusters_is_that_of_the_drawn_sets() -> No
     generated, reference = (torch.randn(n, 3, generator=generator).double() for n in (12, 8))
     clusters, resamples = np.repeat(np.arange(6), 2), 30
     with pytest.warns(UserWarning, match="left out"):
-        found = compare_clustered(
-            generated, reference, "x", clusters, resamples=resamples, all_features=False
+        found = compare_features(
+            generated, reference, "x", clusters=clusters, resamples=resamples, all_features=False
         )
     drawing = torch.Generator().manual_seed(0)
     groups = torch.randint(6, (resamples, 6), generator=drawing)
@@ -81,4 +75,6 @@ def test_the_kernel_distance_of_drawn_clusters_is_that_of_the_drawn_sets() -> No
 def test_clusters_must_be_of_one_size(sets) -> None:
     generated, reference, _ = sets
     with pytest.raises(ValueError, match="of one size"):
-        compare_clustered(generated, reference, "x", np.repeat([0, 1], [100, 60]), resamples=3)
+        compare_features(
+            generated, reference, "x", clusters=np.repeat([0, 1], [100, 60]), resamples=3
+        )

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from edgegen.metrics.quality.bootstrap import ratio_interval
 from edgegen.metrics.quality.concept_score import ConceptScore
-from edgegen.metrics.quality.intervals import ratio_interval
 
 
 def test_the_interval_of_a_mean_is_that_of_scipy():
