@@ -7,8 +7,8 @@ from typing import Any
 
 import lightning
 import torch
-from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
+from transformers import get_scheduler
 
 
 class Muon(torch.optim.AdamW):
@@ -85,12 +85,14 @@ def optimizer_and_schedule(
     weight_decay: float = 0.01,
     betas: tuple[float, float] = (0.9, 0.99),
     muon: bool = False,
+    schedule_options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `configure_optimizers` returns: AdamW, decay on matrices and kernels only.
 
-    `schedule` is a name that `diffusers.optimization.get_scheduler` knows, such as ``cosine`` or
-    ``constant_with_warmup``; `warmup` and `steps` count optimisation steps. With `muon`, matrices
-    and kernels between layers of 16 channels or more take `Muon` steps.
+    `schedule` is a name that `transformers.get_scheduler` knows, such as ``cosine`` or
+    ``warmup_stable_decay``, and `schedule_options` what that schedule alone takes (there
+    `num_decay_steps`); `warmup` and `steps` count optimisation steps. With `muon`, matrices and
+    kernels between layers of 16 channels or more take `Muon` steps.
     """
     parameters = [p for p in parameters if p.requires_grad]
     hidden = [p for p in parameters if muon and p.ndim > 1 and min(p.shape[:2]) >= 16]
@@ -105,7 +107,11 @@ def optimizer_and_schedule(
     kind = Muon if hidden else torch.optim.AdamW
     optimizer = kind(groups, lr=lr, betas=betas, foreach=True)
     scheduler = get_scheduler(
-        schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps
+        schedule,
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=steps,
+        scheduler_specific_kwargs=dict(schedule_options or {}),
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

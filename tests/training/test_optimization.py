@@ -28,9 +28,11 @@ def test_decay_on_matrices_only_and_frozen_ones_left_out() -> None:
     }
 
 
-def rates(schedule: str, warmup: int, steps: int) -> list[float]:
+def rates(schedule: str, warmup: int, steps: int, **options: object) -> list[float]:
     parameter = nn.Parameter(torch.zeros(2, 2))
-    made = optimizer_and_schedule([parameter], 0.5, schedule, warmup, steps)
+    made = optimizer_and_schedule(
+        [parameter], 0.5, schedule, warmup, steps, schedule_options=options
+    )
     assert made["lr_scheduler"]["interval"] == "step"
     seen = []
     for _ in range(steps):
@@ -49,6 +51,12 @@ def test_cosine_after_a_linear_warmup() -> None:
 def test_constant_after_a_linear_warmup() -> None:
     wanted = [0, 0.125, 0.25, 0.375, *[0.5] * 4]
     assert rates("constant_with_warmup", 4, 8) == pytest.approx(wanted)
+
+
+def test_stable_then_falling_to_zero() -> None:
+    wanted = [0, 0.25, *[0.5] * 3, 0.5, 0.375, 0.25, 0.125]
+    options = {"num_decay_steps": 4, "decay_type": "linear"}
+    assert rates("warmup_stable_decay", 2, 9, **options) == pytest.approx(wanted)
 
 
 def test_an_unknown_schedule_is_named() -> None:
