@@ -8,10 +8,12 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
+from transformers import CLIPModel, CLIPTokenizer
 
 from ..assets import for_people, write_sums
 
@@ -64,6 +66,30 @@ def save_embedded(pipe: DiffusionPipeline, folder: str | Path) -> Path:
             folder.rename(Path(temporary) / "old")
         write_sums(new)
         new.rename(folder)
+    return folder
+
+
+def save_embedded_clip(
+    model: CLIPModel, tokenizer: CLIPTokenizer, settings: dict[str, Any], folder: str | Path
+) -> Path:
+    """Write a CLIP as `edgegen/assets/NAME/` holds it; returns the folder.
+
+    A plain transformers folder with float16 safetensors, which loads as float32, its tokenizer,
+    `settings` as `preprocessor_config.json`, and `SHA256SUMS`.
+
+    Raises:
+        ValueError: a weight does not fit float16.
+    """
+    folder = Path(folder)
+    _half("clip", model).save_pretrained(folder)
+    _edit(folder / "config.json", dtype="float32")
+    text = json.dumps(settings, indent=2) + "\n"
+    (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+    tokenizer.save_pretrained(folder)
+    tokenizer.backend_tokenizer.model.save(str(folder))
+    for name in ("config.json", "tokenizer_config.json"):
+        _edit(folder / name, drop=("_name_or_path", *_NOT_OF_THE_MODEL))
+    write_sums(folder)
     return folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import CLIPModel
 
 from ..losses.contrastive import clip_loss
 from ..metrics.quality.retrieval import retrieval_accuracy
+from ..pipelines.save import save_embedded_clip
 from .optimization import optimizer_and_schedule
 
 
@@ -59,8 +59,7 @@ class ContrastiveModule(lightning.LightningModule):
                 self.log(f"val/{name}_top{k}", retrieval_accuracy(texts, images, k))
 
     def export(self, folder: Path, data: Any) -> None:
-        """Save the model, its tokenizer and its picture settings in one transformers folder."""
-        self.model.save_pretrained(folder)
+        """Save the model, its tokenizer and its picture settings, float16."""
         size = self.model.config.vision_config.image_size
         settings = {
             "image_processor_type": "CLIPImageProcessor",
@@ -76,10 +75,7 @@ class ContrastiveModule(lightning.LightningModule):
             "image_mean": [0.5, 0.5, 0.5],
             "image_std": [0.5, 0.5, 0.5],
         }
-        text = json.dumps(settings, indent=2) + "\n"
-        (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
-        data.tokenizer.save_pretrained(folder)
-        data.tokenizer.backend_tokenizer.model.save(str(folder))
+        save_embedded_clip(self.model, data.tokenizer, settings, folder)
 
     def configure_optimizers(self) -> Any:
         return optimizer_and_schedule(self.model.parameters(), **self.optimizer_options)

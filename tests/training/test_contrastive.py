@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import CLIPModel, CLIPTokenizer
 
+from edgegen.assets import verify
 from edgegen.training.contrastive import ContrastiveModule
 
 
@@ -81,3 +82,7 @@ def test_exported_model_reads_the_same_text(module: ContrastiveModule, tmp_path:
     torch.testing.assert_close(pooled[0], pooled[1])
     hidden = model.text_model(padded).last_hidden_state[:, short.shape[1] - 1]
     torch.testing.assert_close(model.text_projection(hidden), pooled[1])
+    verify(tmp_path)
+    for key, value in model.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, module.model.state_dict()[key].half().float()), key
