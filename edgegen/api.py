@@ -11,7 +11,15 @@ from typing import Any
 import torch
 
 from .pipelines import load as pipelines_load
-from .quantization import attach_steps, is_quantized, load_quantized, quantize_, quantized
+from .quantization import (
+    attach_steps,
+    executed,
+    is_quantized,
+    load_quantized,
+    quantize_,
+    quantized,
+    torchao_quantized,
+)
 from .reuse import clockwork, deepcache, faster_diffusion
 from .video import VideoEditor
 
@@ -33,11 +41,13 @@ Method = Callable[[Any], AbstractContextManager[Any]]
 # What a method takes hold of, in the order in which methods are entered.
 _SEAMS: dict[Any, str] = {
     quantized: "weights",
+    torchao_quantized: "weights",
+    executed: "graph",
     clockwork: "steps",
     deepcache: "steps",
     faster_diffusion: "steps",
 }
-_ORDER = ("weights", "attention", "steps")
+_ORDER = ("weights", "graph", "attention", "steps")
 
 
 @wraps(pipelines_load.load)
@@ -67,13 +77,20 @@ def apply(target: Any, methods: Mapping[str, Method]) -> Iterator[dict[str, Any]
     Yields name → what the method's context manager gives.
 
     Raises:
-        ValueError: two methods that both decide which blocks run, named; or what a method raises.
+        ValueError: two methods that both decide which blocks run, or one beside another that runs
+            a graph of its own, named; or what a method raises.
     """
     seams = {name: _seam(method) for name, method in methods.items()}
     steps = [name for name, seam in seams.items() if seam == "steps"]
     if len(steps) > 1:
         raise ValueError(
             f"{steps[0]} and {steps[1]} cannot be combined: both decide which blocks run on a step"
+        )
+    graphs = [name for name, seam in seams.items() if seam == "graph"]
+    if graphs and len(methods) > 1:
+        other = next(name for name in methods if name != graphs[0])
+        raise ValueError(
+            f"{graphs[0]} and {other} cannot be combined: {graphs[0]} runs a graph of its own"
         )
     ranks = {name: _ORDER.index(seam) if seam else len(_ORDER) for name, seam in seams.items()}
     with ExitStack() as stack:

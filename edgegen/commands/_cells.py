@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def _hydra_config(hydra: DictConfig) -> Iterator[None]:
 
 def _composed(command: str, overrides: list[str]) -> tuple[DictConfig, DictConfig]:
     """A command's config, and Hydra's own that belongs to it."""
-    _command(command)
+    _check_name(command)
     outer = GlobalHydra.instance().hydra  # the command that we are in
     GlobalHydra.instance().clear()
     try:
@@ -123,13 +124,22 @@ def _composed(command: str, overrides: list[str]) -> tuple[DictConfig, DictConfi
             GlobalHydra.instance().initialize(outer)
 
 
-def _command(name: str) -> Callable[[DictConfig, Run], None]:
+def _check_name(name: str) -> None:
     files = (entry.name for entry in resources.files("edgegen.configs").iterdir())
     names = sorted(file[:-5] for file in files if file.endswith(".yaml"))
     allowed = [each for each in names if each not in _NOT_CELLS]
     if name not in allowed:
         raise ValueError(f"command={name}: must be one of {', '.join(allowed)}")
+
+
+def _command(name: str) -> Callable[[DictConfig, Run], None]:
+    # Not before it runs: a sweep that is done needs none of what the command imports.
     return import_module(f"..{name}", __name__).main.__wrapped__
+
+
+def _key(key: str) -> str:
+    """A key of a mapping: Hydra's grammar takes no quotes around a plain one."""
+    return key if re.fullmatch(r"[A-Za-z_][\w.-]*", key) else quoted(key)
 
 
 def _text(value: Any, key: str) -> str:
@@ -141,7 +151,7 @@ def _text(value: Any, key: str) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(_text(each, key) for each in value) + "]"
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{quoted(str(k))}:{_text(v, key)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{_key(str(k))}:{_text(v, key)}" for k, v in value.items()) + "}"
     if not isinstance(value, str):
         raise ValueError(f"{key}={value}: must be a text, number, list or mapping")
     return value if key == "model" else quoted(value)  # `rewrite` reads a model's path

@@ -20,8 +20,11 @@ from ..metrics.quality.efflite0 import cached_features
 _FAMILIES = sorted(set(FAMILY.values()))
 
 
-def read_domain(cfg: DictConfig) -> EmojiSet:
-    """The base forms of `cfg.domain`. Raises ValueError or FileNotFoundError, naming the option."""
+def read_domain(cfg: DictConfig, tones: bool = False) -> EmojiSet:
+    """The pictures of `cfg.domain`: the base forms, with `tones` also those of other skin tones.
+
+    Raises ValueError or FileNotFoundError, naming the option.
+    """
     domain = cfg.domain
     styles = STYLES if domain.styles is None else list(domain.styles)
     groups = None if domain.groups is None else list(domain.groups)
@@ -31,7 +34,7 @@ def read_domain(cfg: DictConfig) -> EmojiSet:
     if domain.file is not None and not Path(domain.file).is_file():
         raise FileNotFoundError(f"domain.file={domain.file}: no such file")
     try:
-        emoji = EmojiSet(domain.file, groups=groups, styles=styles, tones=False, limit=limit)
+        emoji = EmojiSet(domain.file, groups=groups, styles=styles, tones=tones, limit=limit)
     except ValueError as error:
         raise ValueError(f"domain: {error}") from error
     if not len(emoji):

@@ -26,7 +26,7 @@ from ..runs.environment import sha256
 from ..runs.generation import GenerationCost
 from ..runs.pictures import picture_name, read_settings, write_png
 from ..runs.record import Run
-from ..sampling.generate import cut_off, default_guidance, default_size, sample
+from ..sampling.generate import cut_off, default_guidance, default_size, read_image, sample
 from ._prompts import check_unicode
 
 _CUTS_SHOWN = 3  # on stderr
@@ -110,6 +110,8 @@ def draw_batch(
             height=settings["height"],
             width=settings["width"],
             negative_prompt=settings["negative_prompt"],
+            image=settings.get("image"),
+            image_guidance=settings.get("image_guidance"),
         )
     for each, image in zip(batch, images, strict=True):
         if each.file in new:
@@ -138,6 +140,9 @@ def sampling_settings(
         "height": height,
         "width": width,
     }
+    if (image := read_text(cfg, "image")) is not None:
+        settings |= {"image": image, "image_sha256": sha256(Path(image))}
+        settings["image_guidance"] = cfg.image_guidance
     if methods := _method_configs(cfg):
         settings["methods"] = {
             name: OmegaConf.to_container(each, resolve=True) for name, each in methods.items()
@@ -182,13 +187,6 @@ def read_text(cfg: DictConfig, key: str) -> str | None:
     return value
 
 
-def whole_number(cfg: DictConfig, key: str, least: int) -> int:
-    value = cfg[key]
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{key}={value}: must be a whole number, {least} or more")
-    return value
-
-
 def picture_size(cfg: DictConfig, pipe: DiffusionPipeline) -> tuple[int, int]:
     sizes = []
     for key, own in zip(("height", "width"), default_size(pipe), strict=True):
@@ -210,7 +208,9 @@ def guidance_scale(cfg: DictConfig, pipe: DiffusionPipeline) -> float:
 
 
 def load_pipeline(cfg: DictConfig, steps: int) -> DiffusionPipeline:
-    """The text-to-image pipeline of `cfg.model` with `cfg.scheduler`, on `cfg.device`.
+    """The pipeline of `cfg.model` with `cfg.scheduler`, on `cfg.device`.
+
+    It makes pictures of text; where there is a `cfg.image`, it edits that.
 
     Raises ValueError or FileNotFoundError, naming the option.
     """
@@ -221,8 +221,7 @@ def load_pipeline(cfg: DictConfig, steps: int) -> DiffusionPipeline:
         pipe = load(cfg.model.source, scheduler=cfg.scheduler, device=str(device))
     pipe.set_progress_bar_config(disable=True)
     takes = inspect.signature(pipe.__call__).parameters
-    if "image" in takes:
-        raise ValueError(f"model={cfg.model.source}: edits pictures; give a text-to-image model")
+    _check_image(cfg, type(pipe).__name__, "image" in takes)
     if cfg.get("negative_prompt") is not None and "negative_prompt" not in takes:
         raise ValueError(f"negative_prompt: {type(pipe).__name__} takes none")
     try:
@@ -230,6 +229,23 @@ def load_pipeline(cfg: DictConfig, steps: int) -> DiffusionPipeline:
     except ValueError as error:
         raise ValueError(f"steps={steps}: {type(pipe.scheduler).__name__}: {error}") from error
     return pipe
+
+
+def _check_image(cfg: DictConfig, pipeline: str, takes_one: bool) -> None:
+    image = read_text(cfg, "image")
+    if takes_one and image is None:
+        wanted = "image=FILE as well" if "image" in cfg else "a text-to-image model"
+        raise ValueError(f"model={cfg.model.source}: edits pictures; give {wanted}")
+    if image is None:
+        return
+    if not takes_one:
+        raise ValueError(f"image={image}: {pipeline} edits no pictures")
+    if not Path(image).is_file():
+        raise FileNotFoundError(f"image={image}: no such file")
+    try:
+        read_image(image, 8, 8)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"image={image}: damaged, or no picture") from error
 
 
 def report_cuts(pipe: DiffusionPipeline, prompts: Sequence[str], run: Run) -> None:

@@ -23,6 +23,7 @@ from ..runs.comparison import TRUTH, Figures, Task, count, judge, measure_memory
 from ..runs.comparison_report import csv_table, csv_text, markdown, notes, write_comparison
 from ..runs.pictures import grid, picture_name, write_png
 from ..runs.record import Run, read_record
+from ..sampling.generate import read_image
 from ._compared import Compared, check_fit, compared
 from ._generation import (
     Picture,
@@ -35,16 +36,16 @@ from ._generation import (
     read_text,
     report_cuts,
     sampling_settings,
-    whole_number,
 )
 from ._main import command
+from ._numbers import whole_number
 from ._prompts import read_prompts
 
 _OUTPUTS = ("report.html", "table.md", "results.csv", "times.csv", "grid.png")
-_SAMPLING = ("steps", "guidance", "height", "width", "negative_prompt")
+_SAMPLING = ("steps", "guidance", "height", "width", "negative_prompt", "image_guidance")
 
 
-@command("compare", free_text=("prompts", "prompts_file", "negative_prompt", "clip"))
+@command("compare", free_text=("prompts", "prompts_file", "negative_prompt", "image", "clip"))
 def main(cfg: DictConfig, run: Run) -> None:
     """Draw, measure and judge with every method; write the table, the sheet and the report."""
     prompts = read_prompts(cfg)
@@ -61,7 +62,9 @@ def main(cfg: DictConfig, run: Run) -> None:
     methods = {label: row.methods for label, row in rows.items()}
     figures = Figures(run, rows)
     seeds = [(cfg.seed, index) for index in range(len(prompts))]
-    how = {key: settings[key] for key in _SAMPLING}
+    how = {key: settings[key] for key in _SAMPLING if key in settings}
+    if cfg.image is not None:
+        how["image"] = read_image(cfg.image, settings["height"], settings["width"])
     task = Task(pipe, prompts, seeds, how, cfg.batch_size)
     with quiet():
         count(figures, methods, task)
@@ -91,6 +94,9 @@ def _check(cfg: DictConfig) -> None:
         whole_number(cfg, key, 0)
     for key in ("steps", "batch_size", "repeats", "truth_steps", "shown"):
         whole_number(cfg, key, 1)
+    weight = cfg.image_guidance
+    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float)):
+        raise ValueError(f"image_guidance={weight}: must be a number, 1 or more")
     for key in ("memory", "truth"):
         if not isinstance(cfg[key], bool):
             raise ValueError(f"{key}={cfg[key]}: must be true or false")
@@ -122,7 +128,8 @@ def _start(
         (run.dir / name).unlink(missing_ok=True)
     run.info(device=str(pipe.device), settings=dict(settings))
     prompt_file = [Path(cfg.prompts_file).expanduser()] if cfg.prompts_file else []
-    for file in [*model_files(pipe), *prompt_file]:
+    image = [Path(cfg.image)] if cfg.image else []
+    for file in [*model_files(pipe), *prompt_file, *image]:
         run.used_file(file)
     with quiet():
         report_cuts(pipe, prompts, run)

@@ -30,9 +30,9 @@ from ._generation import (
     quiet,
     report_cuts,
     sampling_settings,
-    whole_number,
 )
 from ._main import command
+from ._numbers import whole_number
 
 _SHARES = ("quality/concept_accuracy", "quality/concept_accuracy_relative", "quality/copy_rate")
 

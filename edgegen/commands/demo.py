@@ -7,14 +7,17 @@ from omegaconf import DictConfig
 from ..runs.page import ReportPicture
 from ..runs.record import Run, read_record
 from ..runs.report import write_report
+from ._demo_clips import check_clips, make_clips
 from ._main import command
 from .generate import make_pictures
 
 
 @command("demo", free_text=("prompts", "prompts_file", "negative_prompt"))
 def main(cfg: DictConfig, run: Run) -> None:
-    """Make the pictures, or find them made, and write `report.html` beside them."""
+    """Make the pictures and clips, or find them made, and write `report.html` beside them."""
+    check_clips(cfg)
     made = make_pictures(cfg, run)
+    clips = make_clips(cfg, run)
     record = read_record(run.dir)
     settings = record["settings"]
     path = write_report(
@@ -27,6 +30,7 @@ def main(cfg: DictConfig, run: Run) -> None:
             ReportPicture(each.file, each.prompt or "(empty prompt)", f"seed {each.seed}")
             for each in made.pictures
         ],
+        clips=clips,
         cost=made.cost,
         record=record,
     )

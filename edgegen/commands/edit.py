@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,8 +20,9 @@ from ..runs.environment import sha256
 from ..runs.record import Run
 from ..sampling.generate import cut_off
 from ..video import Edited, VideoEditor
-from ._generation import methods_of, model_files, quiet, read_text, whole_number
+from ._generation import methods_of, model_files, quiet, read_text
 from ._main import command
+from ._numbers import whole_number
 
 
 @command("edit", free_text=("video", "instruction", "output", "negative_prompt"))
@@ -28,7 +30,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     """Edit the video that the settings name, and keep the record."""
     source, instruction = _required(cfg, "video"), _required(cfg, "instruction")
     output = _output(cfg, run, Path(source).expanduser())
-    pipe = _load_editor(cfg)
+    pipe = load_editor(cfg)
     methods = methods_of(cfg)
     anchors: Any = cfg.anchors
     if OmegaConf.is_config(anchors):
@@ -36,23 +38,24 @@ def main(cfg: DictConfig, run: Run) -> None:
     editor = VideoEditor(
         pipe,
         anchors,
-        own=_flag(cfg, "own"),
+        own=read_flag(cfg, "own"),
         schedule=str(cfg.schedule),
         chunk=whole_number(cfg, "chunk", 1),
     )
     settings: dict[str, Any] = {
         "resolution": None if cfg.resolution is None else whole_number(cfg, "resolution", 1),
         "limit": None if cfg.preview is None else whole_number(cfg, "preview", 1),
-        "rate": None if cfg.rate is None else _number(cfg, "rate"),
-        "audio": _flag(cfg, "audio"),
+        "rate": None if cfg.rate is None else read_number(cfg, "rate"),
+        "audio": read_flag(cfg, "audio"),
         "codec": read_text(cfg, "codec"),
-        "resume": _flag(cfg, "resume"),
+        "resume": read_flag(cfg, "resume"),
         "steps": whole_number(cfg, "steps", 1),
-        "guidance": None if cfg.guidance is None else _number(cfg, "guidance"),
-        "image_guidance": _number(cfg, "image_guidance"),
-        "strength": _number(cfg, "strength"),
+        "guidance": None if cfg.guidance is None else read_number(cfg, "guidance"),
+        "image_guidance": read_number(cfg, "image_guidance"),
+        "strength": read_number(cfg, "strength"),
         "negative": read_text(cfg, "negative_prompt") or "",
         "seed": whole_number(cfg, "seed", 0),
+        "shared_noise": read_flag(cfg, "shared_noise"),
     }
     attached = {
         str(name): OmegaConf.to_container(each, resolve=True)
@@ -65,7 +68,8 @@ def main(cfg: DictConfig, run: Run) -> None:
     with apply(pipe, methods), CostTracker(pipe) as cost, quiet(), bar:
         made = _edit(editor, source, output, instruction, attached, bar, settings)
     _record(cfg, run, pipe, made, time.perf_counter() - start, bar.done, cost)
-    print(f"{made.frames} frames of {made.width}×{made.height} in {made.output}")
+    if _first_process():
+        print(f"{made.frames} frames of {made.width}×{made.height} in {made.output}")
 
 
 def _edit(
@@ -116,6 +120,7 @@ def _record(
             "run/scenes": len(made.anchors),
             "run/guidance_branches": made.branches,
             "run/evaluations": made.evaluations,
+            "run/processes": made.processes,
             "cost/seconds": seconds,
         }
     )
@@ -138,7 +143,12 @@ class _Bar:
         if self._bar is None:
             self._run.start()
             layout = "{percentage:3.0f}%|{bar}| {n:.1f}/{total} frames [{elapsed}<{remaining}, "
-            self._bar = tqdm(total=total, unit="frame", bar_format=layout + "{rate_fmt}]")
+            self._bar = tqdm(
+                total=total,
+                unit="frame",
+                bar_format=layout + "{rate_fmt}]",
+                disable=not _first_process(),
+            )
         self.done += frames
         self._bar.update(frames)
 
@@ -150,8 +160,14 @@ class _Bar:
             self._bar.close()
 
 
-def _load_editor(cfg: DictConfig) -> DiffusionPipeline:
-    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # set by torchrun, as is LOCAL_RANK
+
+
+def load_editor(cfg: DictConfig) -> DiffusionPipeline:
+    """The pipeline that the settings name, on their device."""
+    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    device = cfg.device or (own if torch.cuda.is_available() else "cpu")
     if cfg.model.source is None:
         raise ValueError(f"model={cfg.model.name}: says no weights; give model.source=...")
     with quiet():
@@ -176,14 +192,14 @@ def _required(cfg: DictConfig, key: str) -> str:
     return value
 
 
-def _number(cfg: DictConfig, key: str) -> float:
+def read_number(cfg: DictConfig, key: str) -> float:
     value = cfg[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e4:
         raise ValueError(f"{key}={value}: must be a number, 0 or more")
     return float(value)
 
 
-def _flag(cfg: DictConfig, key: str) -> bool:
+def read_flag(cfg: DictConfig, key: str) -> bool:
     if not isinstance(cfg[key], bool):
         raise ValueError(f"{key}={cfg[key]}: must be true or false")
     return cfg[key]

@@ -42,10 +42,10 @@ from ._generation import (
     remove_surplus,
     report_cuts,
     sampling_settings,
-    whole_number,
 )
 from ._given import evaluate_given, read_folder
 from ._main import command
+from ._numbers import whole_number
 from ._scores import backbones_of, move, scores_of, scores_table, write_scores
 
 

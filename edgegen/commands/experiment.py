@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..runs.collection_report import Shown, write_collection_report
 from ..runs.experiment import Experiment, Stage, experiment_folder, table_code
@@ -13,9 +13,9 @@ from ..runs.finished import CELLS, Finished, Row, from_csv, results, to_csv
 from ..runs.pareto import picture_bytes
 from ..runs.record import Run, is_finished
 from ._cells import Cell
-from ._generation import whole_number
 from ._grid import error_of, run_grid
 from ._main import command
+from ._numbers import whole_number
 
 
 @command("experiment")
@@ -29,9 +29,14 @@ def main(cfg: DictConfig, run: Run) -> None:
     changes: Any = {} if cfg.settings is None else OmegaConf.to_container(cfg.settings)
     found = Experiment.read(experiment_folder(cfg.name))
     table_code(found.folder)
+    chosen, kept = _chosen(cfg, found), _kept(found)
     rows: list[Row] = []
     for stage in found.stages:
-        rows += _stage(found, stage, rows, changes, cfg, run)
+        if stage.name in chosen:
+            rows += _stage(found, stage, rows, _changes(found, stage, changes), cfg, run)
+        else:
+            rows += [row for row in kept if row["stage"] == stage.name]
+    rows = getattr(table_code(found.folder), "derived", _as_they_are)(rows, run.dir / CELLS)
     files = found.write(run.dir, rows)
     if not changes and cfg.limit is None:
         files = found.write(found.folder, rows)
@@ -39,6 +44,34 @@ def main(cfg: DictConfig, run: Run) -> None:
     _report(found, from_csv(to_csv(rows)), run.dir)
     print(files[1].read_text(encoding="utf-8"), end="")
     print(f"in {files[0].parent}; the cells and report.html in {run.dir}")
+
+
+def _chosen(cfg: DictConfig, found: Experiment) -> list[str]:
+    """The stages to run."""
+    names = [stage.name for stage in found.stages]
+    if cfg.stages is None:
+        return names
+    given = list(cfg.stages) if isinstance(cfg.stages, ListConfig) else [cfg.stages]
+    if not given or not set(given) <= set(names):
+        raise ValueError(f"stages={cfg.stages}: must be some of {', '.join(names)}")
+    return given
+
+
+def _kept(found: Experiment) -> list[Row]:
+    """What was written beside the grid before."""
+    file = found.folder / "results.csv"
+    return from_csv(file.read_text(encoding="utf-8")) if file.is_file() else []
+
+
+def _changes(found: Experiment, stage: Stage, changes: dict[str, Any]) -> dict[str, Any]:
+    """Those for all stages, and those under the stage's own name."""
+    names = [each.name for each in found.stages if isinstance(changes.get(each.name), dict)]
+    shared = {key: value for key, value in changes.items() if key not in names}
+    return shared | (changes[stage.name] if stage.name in names else {})
+
+
+def _as_they_are(rows: list[Row], cells: Path) -> list[Row]:
+    return rows
 
 
 def _stage(
@@ -50,17 +83,19 @@ def _stage(
     run: Run,
 ) -> list[Row]:
     points = found.points(stage, before)[: cfg.limit]
-    settings = [each | changes for _, each in points]
-    Cell.of(found.command, settings[0])  # a mistake is found before anything is written
-    root = run.dir / CELLS
-    cells = run_grid(found.command, settings, root, stage.name, cfg.workers)
+    root = run.folder / CELLS
+    settings = [found.placed(each | changes, before, root) for _, each in points]
+    # A mistake is found before anything is written.
+    named = [Cell.of(stage.command, each).id for each in settings]
+    run.start()
+    cells = run_grid(stage.command, settings, root, stage.name, cfg.workers)
     failed = [cell for cell in cells if not is_finished(root / cell.id)]
     if failed:
         raise ValueError(
             f"stage {stage.name}: {len(failed)} of {len(cells)} cells came to no end, such as "
             f"{root / failed[0].id}: {error_of(root / failed[0].id)}; run again to go on"
         )
-    runs = [Finished.read(root / Cell.of(found.command, each).id) for each in settings]
+    runs = [Finished.read(root / name) for name in named]
     metrics = [name for name in found.metrics if any(name in each.metrics for each in runs)]
     measured = results(runs, [], metrics)
     return [
@@ -75,11 +110,12 @@ def _code(run: Finished) -> str:
 
 def _report(found: Experiment, rows: list[Row], folder: Path) -> None:
     figures = table_code(found.folder).figures(rows)
+    cells = list(dict.fromkeys(row["cell"] for row in rows if row.get("cell") is not None))
     write_collection_report(
         folder / "report.html",
-        [Shown.read(folder / CELLS / row["cell"]) for row in rows],
+        [Shown.read(folder / CELLS / cell) for cell in cells],
         title=f"Experiment {found.folder.name}",
-        lead=f"{len(rows)} runs of {found.command}. What they show is in {found.folder}.",
+        lead=f"{len(cells)} runs. What they show is in {found.folder}.",
         metrics=list(found.metrics),
         plots=[(name, picture_bytes(figure)) for name, figure in figures.items()],
     )

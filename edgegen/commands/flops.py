@@ -14,8 +14,9 @@ from ..pipelines.architectures import architecture
 from ..pipelines.run_cost import run_cost
 from ..runs.atomic import write_atomic
 from ..runs.record import Run
-from ._generation import methods_of, whole_number
+from ._generation import methods_of
 from ._main import command
+from ._numbers import whole_number
 
 _DTYPES = ("float32", "float16", "bfloat16")
 # Promised in every `metrics.json` of this command: the UNet's.

@@ -27,9 +27,9 @@ from ._generation import (
     remove_surplus,
     report_cuts,
     sampling_settings,
-    whole_number,
 )
 from ._main import command
+from ._numbers import whole_number
 from ._prompts import read_prompts
 
 

@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
-from ..api import load
+from ..api import Method, apply, load
 from ..cost.devices import DEVICES
 from ..cost.profiling import Profile, modules_to, profile
+from ..cost.profiling_modes import profile_run
 from ..cost.recording import NetworkCall, record_calls
 from ..cost.roofline import measure
 from ..cost.step_change import observe_steps
@@ -28,8 +30,9 @@ from ..runs.profile_report import write_profile
 from ..runs.profile_tables import Analysis, attack_text, metrics_of
 from ..runs.record import Run, read_record
 from ..sampling.generate import noise_generator, noise_seed
-from ._generation import guidance_scale, model_files, picture_size, quiet, whole_number
+from ._generation import guidance_scale, methods_of, model_files, picture_size, quiet
 from ._main import command
+from ._numbers import whole_number
 from ._prompts import read_prompts
 
 _RANDOM = "the weights are random: how features change would say nothing"
@@ -38,9 +41,10 @@ _TOLERANCE = 0.05  # of the sum of exclusive times against an unwatched call
 
 @dataclass(frozen=True)
 class _Recorded:
-    """What running a model leaves: the calls of its networks; how features change, or why not."""
+    """What running a model leaves: its networks' profiles; how features change, or why not."""
 
-    calls: list[NetworkCall]
+    profiles: list[Profile]
+    device: torch.device
     changes: dict[str, list[float]]
     why_no_changes: str
 
@@ -55,25 +59,25 @@ def main(cfg: DictConfig, run: Run) -> None:
     prompts = read_prompts(cfg)
     steps, seed = whole_number(cfg, "steps", 1), whole_number(cfg, "seed", 0)
     depth = whole_number(cfg, "depth", 0)
-    repeats, warmup = whole_number(cfg, "repeats", 1), whole_number(cfg, "warmup", 0)
+    how = {"repeats": whole_number(cfg, "repeats", 1), "warmup": whole_number(cfg, "warmup", 0)}
+    methods = methods_of(cfg)
+    how["depth"] = depth
     if cfg.model.get("source") is None and cfg.model.get("components") is not None:
-        recorded = _without_weights(cfg, steps, seed)
+        if methods:
+            raise ValueError(f"method=[{','.join(methods)}]: needs a model with weights to run on")
+        recorded = _without_weights(cfg, steps, seed, how)
     else:
-        recorded = _with_weights(cfg, run, prompts, steps, seed, depth)
-    device = next(recorded.calls[0].module.parameters()).device
+        recorded = _with_weights(cfg, run, methods, prompts, steps, seed, how)
+    device = recorded.device
     run.info(device=str(device), random_weights=recorded.random)
 
-    profiles = [
-        profile(call, depth=depth, repeats=repeats, warmup=warmup)
-        for call in tqdm(recorded.calls, desc="networks", unit="network")
-    ]
-    profiles.sort(key=lambda each: -each.seconds * each.calls)
+    profiles = sorted(recorded.profiles, key=lambda each: -each.seconds * each.calls)
     roof = measure(device, name=str(machine().get("gpu" if device.type == "cuda" else "processor")))
     warnings = _warnings(recorded, profiles)
     for warning in warnings:
         print(f"profile: {warning}", file=sys.stderr)
     analysis = Analysis(
-        model=str(cfg.model.get("source") or cfg.model.name),
+        model=" + ".join([str(cfg.model.get("source") or cfg.model.name), *methods]),
         profiles=profiles,
         machine=roof,
         devices=DEVICES,
@@ -91,9 +95,18 @@ def main(cfg: DictConfig, run: Run) -> None:
 
 
 def _with_weights(
-    cfg: DictConfig, run: Run, prompts: Sequence[str], steps: int, seed: int, depth: int
+    cfg: DictConfig,
+    run: Run,
+    methods: Mapping[str, Method],
+    prompts: Sequence[str],
+    steps: int,
+    seed: int,
+    how: Mapping[str, Any],
 ) -> _Recorded:
-    """Draw all prompts one by one, keeping the calls that the first took."""
+    """Draw all prompts one by one, for how features change; profile what the first takes.
+
+    With methods the profiles are of what they leave to do, but the changes the plain model's.
+    """
     with quiet():
         pipe = load(cfg.model.source, scheduler=cfg.scheduler, device=str(_device(cfg)))
     pipe.set_progress_bar_config(disable=True)
@@ -117,17 +130,27 @@ def _with_weights(
     )
     modules = {
         f"unet.{name}".rstrip("."): module
-        for name, (_, module) in modules_to(pipe.unet, depth).items()
+        for name, (_, module) in modules_to(pipe.unet, how["depth"]).items()
     }
-    with record_calls(pipe) as calls, torch.no_grad(), quiet():
-        _draw(pipe, prompts[0], (seed, 0), size, settings)
+    first = partial(_draw, pipe, prompts[0], (seed, 0), size, settings)
+    if methods:
+        with apply(pipe, methods), quiet():
+            profiles = profile_run(pipe, first, **how)
+    else:
+        with record_calls(pipe) as calls, torch.no_grad(), quiet():
+            first()
+        profiles = _profiles([call for call in calls.values() if call.times], how)
     with observe_steps(pipe.unet, modules) as changes, torch.no_grad(), quiet():
         for index, prompt in enumerate(tqdm(prompts, desc="prompts", unit="picture")):
             changes.begin()
             _draw(pipe, prompt, (seed, index), size, settings)
         means = changes.means()
     why = "" if means else f"steps={steps}: one evaluation has none before it to compare with"
-    return _Recorded([call for call in calls.values() if call.times], means, why)
+    return _Recorded(profiles, next(pipe.unet.parameters()).device, means, why)
+
+
+def _profiles(calls: Sequence[NetworkCall], how: Mapping[str, Any]) -> list[Profile]:
+    return [profile(call, **how) for call in tqdm(calls, desc="networks", unit="network")]
 
 
 def _draw(
@@ -152,7 +175,7 @@ def _draw(
     )
 
 
-def _without_weights(cfg: DictConfig, steps: int, seed: int) -> _Recorded:
+def _without_weights(cfg: DictConfig, steps: int, seed: int, how: Mapping[str, Any]) -> _Recorded:
     """The calls of networks that are built from their configs, on inputs of noise."""
     guidance = cfg.guidance
     if isinstance(guidance, bool) or not isinstance(guidance, int | float | None):
@@ -174,7 +197,7 @@ def _without_weights(cfg: DictConfig, steps: int, seed: int) -> _Recorded:
                 call.times *= times
                 call.args, call.kwargs = _noise((call.args, call.kwargs), seed)
                 found.append(call)
-    return _Recorded(found, {}, _RANDOM)
+    return _Recorded(_profiles(found, how), device, {}, _RANDOM)
 
 
 def _noise(tree: Any, seed: int) -> Any:

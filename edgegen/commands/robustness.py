@@ -31,9 +31,9 @@ from ._generation import (
     quiet,
     report_cuts,
     sampling_settings,
-    whole_number,
 )
 from ._main import command
+from ._numbers import whole_number
 from ._operating_points import (
     ERRORS,
     OperatingPoint,

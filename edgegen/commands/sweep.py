@@ -19,9 +19,9 @@ from ..runs.search import Failed, Search
 from ..runs.space import Axis, Scalar, grid_points, point_settings, read_axes
 from ._arguments import options
 from ._cells import Cell
-from ._generation import whole_number
 from ._grid import error_of, run_grid
 from ._main import command
+from ._numbers import whole_number
 from ._results import write_results
 from ._workers import helped
 

@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
@@ -51,6 +52,9 @@ def main(cfg: DictConfig, run: Run) -> None:
     kept = ("train/", "val/")  # and none of the learning rates
     run.log({k: float(v) for k, v in metrics.items() if k.startswith(kept)})
     run.log({"train/steps": trainer.global_step})
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):  # else the next training of this process would go on
+            logger.experiment.finish()
     if trainer.is_global_zero:
         module.export(run.dir / "model", data)
 
@@ -59,7 +63,7 @@ def _trainer(cfg: DictConfig, checkpoints: Path) -> lightning.Trainer:
     return _build(
         "trainer",
         cfg.trainer,
-        logger=_build("logger", cfg.logger),
+        logger=_loggers(cfg, checkpoints.parent),
         callbacks=[
             LastCheckpoint(checkpoints, cfg.checkpoint_every),
             LearningRateMonitor(),
@@ -68,6 +72,14 @@ def _trainer(cfg: DictConfig, checkpoints: Path) -> lightning.Trainer:
         ],
         plugins=[AtomicCheckpointIO()],
     )
+
+
+def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+    """The one chosen, and always a CSV file: what else reads the curves needs no extra."""
+    chosen = _build("logger", cfg.logger)
+    if isinstance(chosen, CSVLogger):
+        return [chosen]
+    return [CSVLogger(folder, name="", version="logs"), chosen]
 
 
 def _build(group: str, config: DictConfig, **arguments: Any) -> Any:

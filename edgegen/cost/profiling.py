@@ -166,6 +166,26 @@ def profile(
         call()
         plain += [_timed(call, clock) for _ in range(repeats // 2)]
         cost = count(call.module, *call.args, **call.kwargs)
+    return profile_of(call.name, call.times, plain, laps, levels, cost)
+
+
+def profile_of(
+    network: str,
+    calls: int,
+    plain: Sequence[float],
+    laps: Sequence[Mapping[str, Span]],
+    levels: Mapping[str, tuple[int, nn.Module]],
+    cost: Cost,
+) -> Profile:
+    """A profile from what was measured.
+
+    Args:
+        network, calls: its name, and how often a picture takes it.
+        plain: seconds of calls that nothing watched.
+        laps: times by module of watched ones, all of the same modules.
+        levels: of the network, by `modules_to`.
+        cost: of a call.
+    """
     names = list(laps[0])
     own = _own_costs(cost, names)
     parents = {_parent(name, names) for name in names}
@@ -175,7 +195,7 @@ def profile(
         seconds, iqr = median_iqr([lap[name].inclusive for lap in laps])
         rows.append(
             Row(
-                name=f"{call.name}.{name}".rstrip("."),
+                name=f"{network}.{name}".rstrip("."),
                 kind=type(module).__name__,
                 level=level,
                 runs=laps[0][name].runs,
@@ -187,7 +207,7 @@ def profile(
                 split=name in parents,
             )
         )
-    return Profile(call.name, call.times, *median_iqr(plain), rows, cost, repeats)
+    return Profile(network, calls, *median_iqr(plain), rows, cost, len(plain))
 
 
 def _timed(call: NetworkCall, clock: Clock) -> float:

@@ -15,6 +15,7 @@ from torch import nn
 
 from .bits import weights
 from .counting import Counter
+from .kept import kept
 from .modes import current_mode, uncompiled
 from .summary import DENOISERS, Part, Summary
 from .tally import Cost
@@ -45,7 +46,8 @@ class CostTracker:
         print(cost.table())
 
     The first call of each network with a signature (shapes, dtypes, options, `cost_mode`) is
-    counted as it happens, operator by operator; further ones only extend a list. A network
+    counted as it happens, operator by operator; further ones only extend a list. So does the first
+    of a network that an earlier tracker counted, if nothing was changed or hooked in it. A network
     compiled by `torch.compile` runs that first call uncompiled: the compiled graph stays valid,
     and the result may differ in the last digits. A call within a watched call belongs to the
     outer one. Nothing is left on the networks afterwards, whatever happened. Gradients and
@@ -73,6 +75,7 @@ class CostTracker:
         self._depth = 0  # watched calls that are running now
         self._call: Call | None = None  # the outermost of them
         self._counter: Counter | None = None  # its counter, if it is the first of its kind
+        self._kept: dict[Hashable, Cost] | None = None  # where to keep what it counts
         self._counting = ExitStack()
         self._stack: ExitStack | None = None
         self._denoiser_calls = 0
@@ -144,6 +147,10 @@ class CostTracker:
         batch = tensor.shape[0] if tensor is not None and tensor.dim() else 1
         self._call = Call(part, step, batch, key)
         if key not in self._costs:
+            self._kept = kept(module)
+            if self._kept is not None and key in self._kept:
+                self._costs[key] = self._kept[key]
+                return
             self._counter = Counter(module, prefix=path)
             if "torch._dynamo" in sys.modules:  # else nothing is compiled
                 self._counting.enter_context(torch.compiler.set_stance("force_eager"))
@@ -160,6 +167,8 @@ class CostTracker:
         self.calls.append(call)
         if counter is not None:
             self._costs[call.key] = counter.cost
+            if self._kept is not None:
+                self._kept[call.key] = counter.cost
 
     def steps(self) -> list[Cost]:
         """Cost of the denoiser in each denoising step, in order."""

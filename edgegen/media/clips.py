@@ -116,11 +116,11 @@ class VideoFile:
             self.time_base: Fraction = stream.time_base
             aspect = stream.codec_context.sample_aspect_ratio or Fraction(1)
             self.aspect = aspect if aspect > 0 else Fraction(1)
-            matrix = None
-            for frame in container.decode(stream):
-                matrix = _matrix(frame)
-                break
-            if matrix is not None and _turned(matrix):
+            # Asked of one frame only: PyAV's side data and its frame hold each other, so that
+            # frames would stay in memory until the garbage collector comes by.
+            first = next(container.decode(stream), None)
+            self._matrix = None if first is None else _matrix(first)
+            if self._matrix is not None and _turned(self._matrix):
                 self.aspect = 1 / self.aspect
 
     def __iter__(self) -> Iterator[Frame]:
@@ -133,7 +133,7 @@ class VideoFile:
             for packet in container.demux(stream):
                 packets += packet.size > 0 and not packet.is_corrupt
                 for frame in packet.decode():
-                    pixels = _upright(frame.to_ndarray(format="rgb24"), _matrix(frame))
+                    pixels = _upright(frame.to_ndarray(format="rgb24"), self._matrix)
                     shape = shape or pixels.shape
                     given = frame.pts
                     if given is None:  # raw streams, and some old containers

@@ -5,14 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from ..assets import model_folder, model_names
+from .checkpoints import read_json
 from .tokenizers import load_tokenizer
 
 
-def _part(kind: Any, folder: str | Path) -> Any:
+def _folder(folder: str | Path, component: str) -> Path:
+    """The folder of a part: its own, or a pipeline's, or an embedded model's by name."""
+    if str(folder) in model_names():
+        folder = model_folder(str(folder))
     folder = Path(folder).expanduser()
+    return folder / component if (folder / "model_index.json").is_file() else folder
+
+
+def _part(kind: Any, folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: no {kind.__name__} there (no config.json)")
     part = kind.from_pretrained(str(folder), use_safetensors=True, local_files_only=True)
@@ -20,20 +30,52 @@ def _part(kind: Any, folder: str | Path) -> Any:
 
 
 def autoencoder(folder: str | Path) -> AutoencoderKL:
-    """The AutoencoderKL in a folder, float32."""
-    return _part(AutoencoderKL, folder)
+    """The AutoencoderKL in a folder, in a pipeline's, or of an embedded model; float32."""
+    return _part(AutoencoderKL, _folder(folder, "vae"))
 
 
 def unet(folder: str | Path) -> UNet2DConditionModel:
-    """The UNet2DConditionModel in a folder, float32."""
-    return _part(UNet2DConditionModel, folder)
+    """The UNet2DConditionModel in a folder, in a pipeline's, or of an embedded model; float32."""
+    return _part(UNet2DConditionModel, _folder(folder, "unet"))
+
+
+def editor_unet(
+    folder: str | Path, sample_size: int | None = None, trained: bool = True
+) -> UNet2DConditionModel:
+    """A UNet for InstructPix2Pix made of a text-to-image one, as `unet` finds it; float32.
+
+    It takes the source's latents beside the noisy ones. The weights of its first convolution for
+    them are zero, so at first it does what it did without (Brooks et al. 2023, section 3.2).
+
+    Args:
+        sample_size: side of the latents that it will be trained for; null: as before.
+        trained: false for random weights in the same architecture.
+    """
+    base = unet(folder)
+    channels = base.config.in_channels
+    sizes = {"in_channels": 2 * channels, "sample_size": sample_size or base.config.sample_size}
+    editor = UNet2DConditionModel.from_config({**base.config, **sizes})
+    if trained:
+        weights = base.state_dict()
+        first = weights["conv_in.weight"]
+        weights["conv_in.weight"] = torch.cat([first, torch.zeros_like(first)], 1)
+        editor.load_state_dict(weights)
+    return editor
 
 
 def clip(folder: str | Path) -> CLIPModel:
     """The CLIPModel in a folder, float32."""
-    return _part(CLIPModel, folder)
+    return _part(CLIPModel, Path(folder).expanduser())
+
+
+def text_encoder(folder: str | Path) -> CLIPTextModel | CLIPModel:
+    """A text encoder, float32: of a pipeline, of an embedded model, or the CLIPModel around it."""
+    own = _folder(folder, "text_encoder")
+    config = own / "config.json"
+    whole = config.is_file() and read_json(config).get("model_type") == "clip"
+    return _part(CLIPModel if whole else CLIPTextModel, own)
 
 
 def clip_tokenizer(folder: str | Path) -> CLIPTokenizer:
-    """The CLIPTokenizer in a folder."""
-    return load_tokenizer(Path(folder).expanduser())
+    """The CLIPTokenizer in a folder, in a pipeline's, or of an embedded model."""
+    return load_tokenizer(_folder(folder, "tokenizer"))

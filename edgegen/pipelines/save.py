@@ -81,7 +81,8 @@ def save_embedded_clip(
         ValueError: a weight does not fit float16.
     """
     folder = Path(folder)
-    _half("clip", model).save_pretrained(folder)
+    half: Any = _half("clip", model)
+    half.save_pretrained(folder)
     _edit(folder / "config.json", dtype="float32")
     text = json.dumps(settings, indent=2) + "\n"
     (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")

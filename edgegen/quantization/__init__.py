@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from .calibration import Call, record_calls
+from .engines import executed
+from .gpu import torchao_quantized
 from .method import attach_steps, quantize_, quantized
 from .presets import parse_spec, presets
 from .report import Report
@@ -20,6 +22,7 @@ __all__ = [
     "Spec",
     "WeightSpec",
     "attach_steps",
+    "executed",
     "is_quantized",
     "load_quantized",
     "parse_spec",
@@ -27,4 +30,5 @@ __all__ = [
     "quantize_",
     "quantized",
     "record_calls",
+    "torchao_quantized",
 ]

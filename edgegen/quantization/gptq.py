@@ -78,7 +78,7 @@ def round_by_gptq(
     assert scale is not None
     scale = scale.expand(len(rows), columns)
     point = None if point is None else point.expand(len(rows), columns)
-    feedback = _feedback(hessian)
+    feedback = feedback_of(damped(hessian))
     integers = torch.empty_like(rows)
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
@@ -95,14 +95,23 @@ def round_by_gptq(
     return integers.to(grid.dtype).view(weight.shape)
 
 
-def _feedback(hessian: torch.Tensor) -> torch.Tensor:
-    """Upper Cholesky factor of the inverse of the damped Hessian."""
+def damped(hessian: torch.Tensor) -> torch.Tensor:
+    """With a hundredth of its mean diagonal added to it, float64.
+
+    Raises:
+        ValueError: it is not finite.
+    """
     if not hessian.isfinite().all():
         raise ValueError("GPTQ: calibration met values that are not finite")
-    damped = hessian.double()
-    diagonal = damped.diagonal()
+    found = hessian.to(torch.float64, copy=True)
+    diagonal = found.diagonal()
     # Inputs that are always 0 get a unit of their own: they have no say in any other column.
     diagonal[diagonal == 0] = 1.0
     diagonal += DAMPING * diagonal.mean()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return found
+
+
+def feedback_of(hessian: torch.Tensor) -> torch.Tensor:
+    """Upper Cholesky factor of the inverse of a damped Hessian, float32."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian.double()))
     return torch.linalg.cholesky(inverse, upper=True).float()

@@ -57,7 +57,7 @@ def quantized(
     """
     plan = make_plan(target, parse_spec(spec, **settings), calls)
     with ExitStack() as stack:
-        _swap(stack, target, plan)
+        swap(stack, target, plan)
         steps = None
         if plan.period is not None:
             scheduler = getattr(target, "scheduler", None)
@@ -87,7 +87,7 @@ def quantize_(
     spec = parse_spec(spec, **settings)
     plan = make_plan(target, spec, calls)
     with ExitStack() as stack:
-        _swap(stack, target, plan)
+        swap(stack, target, plan)
         stack.pop_all()  # nothing is put back
     report = report_of(plan, None)
     for _, twin in plan.twins.values():
@@ -130,7 +130,7 @@ def _parts(plan: Plan) -> list[str]:
     return sorted({path.partition(".")[0] for path in (*plan.twins, *plan.processors)})
 
 
-def _swap(stack: ExitStack, target: Any, plan: Plan) -> None:
+def swap(stack: ExitStack, target: Any, plan: Plan) -> None:
     """Put everything in its place until the stack closes."""
     twins = {id(layer): twin for layer, twin in plan.twins.values()}
     for part in parts_of(target, tuple(_parts(plan))).values():

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .quantizers import Quantizer
 
@@ -44,7 +45,11 @@ class Quantized(nn.Module):
         stored: the weight as it is stored; None: as the layer has it.
         inputs: the quantizer of what the layer takes, or None.
         correction: added to the bias, (C_out,), or None.
+        checkpointed: whether backward passes compute the layer anew, instead of keeping its weight
+            and what its quantizers made.
     """
+
+    checkpointed = False
 
     stored: Any
     inputs: Any
@@ -64,6 +69,15 @@ class Quantized(nn.Module):
         self.train(layer.training)
         for name in _HOOKS:  # those of the layer go on, and can be removed by their handles
             self.__dict__[name] = layer.__dict__[name]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.checkpointed and torch.is_grad_enabled():
+            made: Any = checkpoint(self._outputs, x, use_reentrant=False, preserve_rng_state=False)
+            return made
+        return self._outputs(x)
+
+    def _outputs(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
 
     @property
     def weight_bits(self) -> float:
@@ -132,7 +146,7 @@ class QuantizedLinear(Quantized, nn.Linear):
     def out_width(self) -> int:
         return self.out_features
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def _outputs(self, x: torch.Tensor) -> torch.Tensor:
         if self.inputs is not None:
             x = self.inputs(x)
         return F.linear(x, self._weight(x.dtype), self._bias())
@@ -171,7 +185,7 @@ class QuantizedConv2d(Quantized, nn.Conv2d):
     def out_width(self) -> int:
         return self.out_channels
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def _outputs(self, x: torch.Tensor) -> torch.Tensor:
         if self.inputs is not None:
             x = self.inputs(x)
         return self._conv_forward(x, self._weight(x.dtype), self._bias())

@@ -14,7 +14,9 @@ from torch import nn
 from .attention import OPERANDS, QuantizedAttention
 from .calibration import Call, draw_calls, run_calls
 from .choice import Choice, Layer, choose, parts_of
+from .codebooks import CodebookWeight, layout_of
 from .gptq import Hessian, round_by_gptq
+from .gptvq import quantize_vectors
 from .grids import Grid
 from .modules import Quantized, twin_of
 from .observers import Observer
@@ -181,16 +183,23 @@ class _Builder:
         stored = None if layer.weights.bits is None else self._stored(path, layer)
         self.plan.twins[path] = (layer.module, twin_of(layer.module, stored, inputs))
 
-    def _stored(self, path: str, layer: Layer) -> IntegerWeight | None:
+    def _stored(self, path: str, layer: Layer) -> IntegerWeight | CodebookWeight:
         spec, weight = layer.weights, layer.module.weight
         assert spec.bits is not None
+        hessian = self.hessians.pop(path, None)
+        if hessian is not None and not hessian.reached:
+            hessian = None
+        if spec.vector is not None:
+            layout = layout_of(weight.shape, spec.bits, spec.vector, spec.codebook_bits, spec.block)
+            if weight.is_meta:
+                return CodebookWeight.empty(weight.shape, layout, "meta")
+            return quantize_vectors(weight, layout, None if hessian is None else hessian.matrix)
         grid = Grid(spec.bits, spec.symmetric)
         group = spec.group if spec.granularity == "group" else None
         scales = weight_scales(
             weight, grid, spec.granularity, group, spec.range, percentile=spec.percentile, p=spec.p
         )
-        hessian = self.hessians.pop(path, None)
-        if hessian is None or not hessian.reached:
+        if hessian is None:
             integers = round_to_nearest(weight, scales, grid, group)
         else:
             integers = round_by_gptq(weight, hessian.matrix, scales, grid, group)

@@ -39,8 +39,13 @@ def presets() -> dict[str, Path]:
     return {
         name: path
         for name, path in sorted(found.items())
-        if path.suffix == ".yaml" and f"_target_: {_TARGET}\n" in path.read_text(encoding="utf-8")
+        if path.suffix == ".yaml" and _is_spec(path.read_text(encoding="utf-8"))
     }
+
+
+def _is_spec(text: str) -> bool:
+    # A file that asks for another one with `spec` is none itself.
+    return f"_target_: {_TARGET}\n" in text and "\nspec:" not in text
 
 
 def _read(source: str | Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..pipelines.checkpoints import check_safetensors, one_line, read_json
 from .attention import OPERANDS, QuantizedAttention
+from .codebooks import CodebookWeight, Layout
 from .grids import Grid
 from .modules import TWINS, Quantized, twin_of
 from .quantizers import DynamicQuantizer, Period, StaticQuantizer
@@ -109,13 +110,7 @@ def rebuild(part: nn.Module, description: dict[str, Any]) -> None:
         layer: Any = part.get_submodule(name)
         if type(layer) not in TWINS:
             raise ValueError(f"{name} is a {type(layer).__name__}")
-        stored = None
-        if (weights := told["weights"]) is not None:
-            grid = Grid(weights["bits"], weights["symmetric"])
-            integers = torch.zeros(layer.weight.shape, dtype=grid.dtype)
-            scale = torch.ones(weights["scales"])
-            point = None if grid.symmetric else torch.zeros(weights["scales"])
-            stored = IntegerWeight(integers, scale, point, grid, weights["group"])
+        stored = _rebuilt_weight(told["weights"], layer.weight.shape)
         twin = twin_of(layer, stored, _rebuilt(told["inputs"], period))
         if told["bias"] and layer.bias is None:  # from the correction of biases
             twin.bias = nn.Parameter(layer.weight.new_zeros(twin.out_width))
@@ -140,12 +135,25 @@ def _replace(part: nn.Module, layer: nn.Module, twin: nn.Module) -> None:
 def _described_weight(stored: Any) -> dict[str, Any] | None:
     if stored is None:
         return None
+    if isinstance(stored, CodebookWeight):
+        return {"codebooks": stored.describe()}
     return {
         "bits": stored.bits,
         "symmetric": stored.zero_point is None,
         "group": stored.group,
         "scales": list(stored.scale.shape),
     }
+
+
+def _rebuilt_weight(told: Any, shape: torch.Size) -> IntegerWeight | CodebookWeight | None:
+    if told is None:
+        return None
+    if "codebooks" in told:
+        return CodebookWeight.empty(shape, Layout(shape[0], shape[1:].numel(), **told["codebooks"]))
+    grid = Grid(told["bits"], told["symmetric"])
+    integers = torch.zeros(shape, dtype=grid.dtype)
+    point = None if grid.symmetric else torch.zeros(told["scales"])
+    return IntegerWeight(integers, torch.ones(told["scales"]), point, grid, told["group"])
 
 
 def _described(quantizer: Any) -> dict[str, Any] | None:

@@ -11,9 +11,12 @@ from typing import Any
 from . import quantizers, ranges, weights
 from .grids import Grid
 
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "transformer")
 ROUNDINGS = ("nearest", "gptq")
 TIME_EMBEDDINGS = ("finite", "calls", "keep")
+DIMENSIONS = (1, 2, 4)
+BLOCKS = (16, 32, 64, 128, 256)
+_INDEX_BITS = 12  # at most, of an index into a codebook
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class WeightSpec:
         group: values in a group, along the row C_in·k² of an output channel.
         range: `minmax`, `percentile`, `mse` or `lp`; with `percentile` (of the values) and `p`.
         rounding: `nearest`, or `gptq` (arXiv 2210.17323), which needs calibration calls.
+        vector: dimension of codebook vectors, 1, 2 or 4; None for integers. Codebooks of
+            2^(vector·bits) vectors are found by k-means (`nearest`) or GPTVQ (`gptq`,
+            arXiv 2402.15319); all fields above but `bits` and `rounding` are without effect then.
+        codebook_bits: that codebooks may take, of each value: the fewer, the more values share one.
+        block: values in a row that share a 4-bit scale before vectors are looked up; or None.
     """
 
     bits: int | None = 8
@@ -37,12 +45,31 @@ class WeightSpec:
     percentile: float = 99.99
     p: float = 2.4
     rounding: str = "nearest"
+    vector: int | None = None
+    codebook_bits: float = 0.125
+    block: int | None = None
 
     def check(self, place: str) -> None:
         _check_grid(place, self)
         _check_name(f"{place}.granularity", self.granularity, weights.GRANULARITIES)
         _check_name(f"{place}.rounding", self.rounding, ROUNDINGS)
         _check_whole(f"{place}.group", self.group, 1)
+        if self.vector is not None:
+            self._check_vectors(place)
+
+    def _check_vectors(self, place: str) -> None:
+        if self.vector not in DIMENSIONS:
+            raise ValueError(f"{place}.vector={self.vector}: allowed are 1, 2, 4, or null")
+        if self.bits is not None and self.bits * self.vector > _INDEX_BITS:
+            raise ValueError(
+                f"{place}.bits={self.bits}: with vector={self.vector} at most "
+                f"{_INDEX_BITS // self.vector}"
+            )
+        if not isinstance(self.codebook_bits, int | float) or not self.codebook_bits > 0:
+            raise ValueError(f"{place}.codebook_bits={self.codebook_bits}: must be over 0")
+        if self.block is not None and self.block not in BLOCKS:
+            allowed = ", ".join(map(str, BLOCKS))
+            raise ValueError(f"{place}.block={self.block}: allowed are {allowed}, or null")
 
 
 @dataclass(frozen=True)
@@ -111,12 +138,12 @@ class Spec:
         weights, activations: of linear layers and convolutions.
         attention: bits of the four operands of the attention products (queries, keys,
             probabilities, values), otherwise as `activations` has it; None leaves them alone.
-        parts: which networks: `unet`, `vae`, `text_encoder`, `text_encoder_2`.
+        parts: which networks: `unet`, `vae`, `text_encoder`, `text_encoder_2`, `transformer`.
         include, exclude: patterns of module paths such as `unet.up_blocks.*.attn2.*`.
         layers: pattern → `{weights: …, activations: …}` that differ there; the last that fits
             counts.
         first_last: the first and the last layer of each part: `keep` in full precision, `same` as
-            all others, or the least bits of their weights and inputs.
+            all others, or the least bits of their weights (then integers) and inputs.
         time_groups: static scales of the UNet's inputs for so many groups of timesteps.
         time_embedding: the layers that see the timestep alone: ranges over the `finite` set of
             timesteps (TFMQ-DM, arXiv 2311.16503), from the calibration `calls` as elsewhere, or
@@ -169,8 +196,8 @@ class Spec:
             weights, activations = replace(weights, bits=None), replace(activations, bits=None)
         elif end and self.first_last != "same":
             least = int(self.first_last)
-            if weights.bits is not None:
-                weights = replace(weights, bits=max(weights.bits, least))
+            if weights.bits is not None and weights.bits < least:
+                weights = replace(weights, bits=least, vector=None)
             if activations.bits is not None:
                 activations = replace(activations, bits=max(activations.bits, least))
         for pattern in self.layers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from .space import grid_points, point_settings, read_axes
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 _KEYS = {"command", "settings", "metrics", "objectives", "stages"}
-_STAGE_KEYS = {"settings", "space", "best_of", "within", "most"}
+_STAGE_KEYS = {"command", "settings", "space", "best_of", "within", "most"}
+_MADE = re.compile(r"\{(\w+): ([^{}]+)\}")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Stage:
 
     Args:
         name: of the stage.
+        command: what its cells run, where it is another one than the experiment's.
         settings: what all its cells share beyond the experiment's own settings.
         space: the grid, as `read_axes` takes it; empty for the points of stage `best_of`.
         best_of: the earlier stage, of whose front by the objectives it takes points.
@@ -36,6 +39,7 @@ class Stage:
     """
 
     name: str
+    command: str
     settings: Mapping[str, Any]
     space: Mapping[str, Any]
     best_of: str | None
@@ -77,6 +81,7 @@ class Experiment:
             stages.append(
                 Stage(
                     name,
+                    stage.get("command", given["command"]),
                     stage.get("settings", {}),
                     stage.get("space", {}),
                     best_of,
@@ -109,6 +114,43 @@ class Experiment:
         shared = {**self.settings, **stage.settings}
         return [(point, shared | point_settings(axes, point)) for point in points]
 
+    def placed(self, settings: Any, results: Sequence[Row], cells: Path) -> Any:
+        """`settings` with the folders of earlier cells put in for what names them.
+
+        `{STAGE: POINT}` in a text is the folder of a cell: of the stage, at the point whose values
+        are joined by commas, as in `{adaptors: resnet, 0}/model/adaptor.safetensors`.
+
+        Args:
+            results: rows of the earlier stages.
+            cells: where the folders of cells lie.
+
+        Raises ValueError for a cell that there is not.
+        """
+        if isinstance(settings, Mapping):
+            return {key: self.placed(each, results, cells) for key, each in settings.items()}
+        if isinstance(settings, list):
+            return [self.placed(each, results, cells) for each in settings]
+        if not isinstance(settings, str):
+            return settings
+
+        def folder(found: re.Match[str]) -> str:
+            known = self._named(found[1], results)
+            if found[2] not in known:
+                there = "; ".join(known) or "none"
+                raise ValueError(f"{found[0]}: no such cell of an earlier stage; there are {there}")
+            return str(cells / known[found[2]])
+
+        return _MADE.sub(folder, settings)
+
+    def _named(self, stage: str, results: Sequence[Row]) -> dict[str, str]:
+        """The cells of a stage by the values that name them."""
+        found = next((each for each in self.stages if each.name == stage), None)
+        while found is not None and found.best_of is not None:
+            found = next(each for each in self.stages if each.name == found.best_of)
+        axes = [] if found is None else list(found.space)
+        rows = [row for row in results if row["stage"] == stage]
+        return {", ".join(str(row[axis]) for axis in axes): row["cell"] for row in rows}
+
     def write(self, folder: Path, rows: Sequence[Row]) -> list[Path]:
         """Write `results.csv`, and what the experiment makes of it: `table.md` and figures."""
         text = to_csv(rows)
@@ -136,7 +178,11 @@ def experiment_folder(name: str) -> Path:
 
 
 def table_code(folder: Path) -> ModuleType:
-    """The experiment's `table.py`: `table(rows) -> str`, `figures(rows) -> {name.png: Figure}`."""
+    """The experiment's `table.py`: `table(rows) -> str`, `figures(rows) -> {name.png: Figure}`.
+
+    It may also have `derived(rows, cells) -> rows`, for what takes the samples of several cells: it
+    gives the rows with more columns, or more rows, from the folders of the cells under `cells`.
+    """
     path = folder / "table.py"
     if not path.is_file():
         raise FileNotFoundError(f"the experiment has no {path}")

@@ -110,14 +110,19 @@ def _measured(work: Callable[[], object], device: str) -> Memory:
         work()
         torch.cuda.synchronize(device)
         return Memory(torch.cuda.max_memory_allocated(device), before)
-    with suppress(OSError):  # other systems, and containers that forbid it
-        _CLEAR.write_text("5")  # the peak starts again from here, past that of loading
-    before = _process_memory("VmRSS")
+    restart_peak()  # past that of loading
+    before = process_memory("VmRSS")
     work()
-    return Memory(_process_memory("VmHWM"), before)
+    return Memory(process_memory("VmHWM"), before)
 
 
-def _process_memory(name: str) -> int:
+def restart_peak() -> None:
+    """Let the peak of this process start again from here, where the system can do that."""
+    with suppress(OSError):  # other systems, and containers that forbid it
+        _CLEAR.write_text("5")
+
+
+def process_memory(name: str) -> int:
     """Bytes that this process holds (`VmRSS`) or has held at the most (`VmHWM`).
 
     Not `ru_maxrss` where there is another way: on Linux it starts with the peak of the process

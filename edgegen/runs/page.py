@@ -25,6 +25,15 @@ class ReportPicture:
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class ReportClip:
+    """A video in the report, of a kind that browsers play, the caption below it, and its credit."""
+
+    file: Path
+    caption: str
+    credit: str = ""
+
+
 def render(template: str, styles: Sequence[str] = (), **values: Any) -> str:
     """A page from a template beside this file, with `report.css` and `styles` written into it.
 
@@ -53,6 +62,14 @@ def inlined(picture: ReportPicture) -> dict[str, Any]:
         "height": height,
         "small": max(width, height) <= _SMALL,
     }
+
+
+def inlined_clip(clip: ReportClip) -> dict[str, str]:
+    """What a page's `video` needs of a clip: the whole file as `source`, and the texts."""
+    data = base64.b64encode(clip.file.read_bytes()).decode()
+    kind = clip.file.suffix.removeprefix(".")
+    source = f"data:video/{kind};base64,{data}"
+    return {"source": source, "caption": clip.caption, "credit": clip.credit}
 
 
 def metric(value: float, unit: str = "", digits: int = 3) -> str:

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from .atomic import write_atomic
-from .page import ReportPicture, inlined, metric, percent, record_values, render
+from .page import (
+    ReportClip,
+    ReportPicture,
+    inlined,
+    inlined_clip,
+    metric,
+    percent,
+    record_values,
+    render,
+)
 
 HEADS = (
     "Part",
@@ -35,6 +44,7 @@ def write_report(
     pictures: Sequence[ReportPicture],
     cost: Mapping[str, Any] | None,
     record: Mapping[str, Any],
+    clips: Sequence[ReportClip] = (),
     most: int = 200,
 ) -> Path:
     """Write the report to `path`, with the pictures, the style and everything else inside.
@@ -44,6 +54,7 @@ def write_report(
         pictures: in the order shown; those after the first `most` are only counted.
         cost: what `GenerationCost.result` gives, or None where it is not known.
         record: the content of `run.json`; what it does not hold is left out.
+        clips: edited videos, each beside its source.
     """
     parts = list(cost["parts"]) if cost else []
     rows = [
@@ -57,6 +68,7 @@ def write_report(
         lead=lead,
         figures=_figures(cost, record),
         pictures=[inlined(picture) for picture in pictures[:most]],
+        clips=[inlined_clip(clip) for clip in clips],
         left_out=max(0, len(pictures) - most),
         heads=HEADS,
         parts=rows,

@@ -50,7 +50,8 @@ class Search:
             have been begun with the same.
         folder: for the locks by which workers on one machine tell which of them live. With SQLite
             they lie beside the database instead.
-        heartbeat: seconds between signs of life; a worker elsewhere is given up after six.
+        heartbeat: seconds between signs of life to a database on a server, where a worker on
+            another machine is given up after six; on one machine locks tell, however slow it is.
 
     Raises ValueError for a storage that cannot be opened or that holds another study by this name.
     """
@@ -93,8 +94,10 @@ class Search:
         """
         optuna = import_optuna()
         with self._alive() as worker:
+            scored = False  # the point at hand
 
             def objective(trial: Any) -> Sequence[float]:
+                nonlocal scored
                 trial.set_user_attr(_WORKER, worker)
                 place = places(self.study.get_trials(deepcopy=False))[trial.number]
                 if place >= n:  # another worker took the last one at the same moment
@@ -104,8 +107,11 @@ class Search:
                 point = {axis.name: axis.suggest(trial) for axis in self._axes}
                 trial.set_user_attr(_DRAWN, True)
                 try:
-                    return score(point, trial.set_user_attr)
+                    values = score(point, trial.set_user_attr)
+                    scored = True
+                    return values
                 except Failed as error:
+                    scored = True
                     trial.set_user_attr(ERROR, str(error))
                     raise
 
@@ -118,9 +124,15 @@ class Search:
                         progress(sum(trial.state.is_finished() for trial in trials))
                     waiting = any(t.state == optuna.trial.TrialState.WAITING for t in trials)
                     if len(trials) < n or waiting:
+                        scored = False
                         with warnings.catch_warnings():
                             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                            self.study.optimize(objective, n_trials=1, catch=(Failed,))
+                            try:
+                                self.study.optimize(objective, n_trials=1, catch=(Failed,))
+                            except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+                                if not scored:
+                                    raise
+                                # Given up on by another machine, which tries the point again.
                         continue
                 if all(trial.state.is_finished() for trial in trials):
                     return
@@ -147,9 +159,8 @@ class Search:
         trials = self.study.get_trials(deepcopy=False, states=running)
         if not trials:
             return
-        others = [lock for lock in self._workers.iterdir() if lock.name != me and is_held(lock)]
         for trial in trials:
-            if not self._dead(trial, me, alone=self._sqlite and not others):
+            if not self._dead(trial, me):
                 continue
             try:
                 self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
@@ -157,10 +168,12 @@ class Search:
                 continue  # another worker was first
             _again(self.study, trial)
 
-    def _dead(self, trial: FrozenTrial, me: str, alone: bool) -> bool:
+    def _dead(self, trial: FrozenTrial, me: str) -> bool:
+        """Whether the worker of a running trial is, asked by one who holds the lock for asking."""
         worker = trial.user_attrs.get(_WORKER)
-        if worker is None:  # begun a moment ago, or by one that died at once
-            return alone or datetime.now() - (trial.datetime_start or datetime.min) > self._grace
+        if worker is None:  # it died before it could sign, or is on another machine and will
+            began = trial.datetime_start or datetime.min
+            return self._sqlite or datetime.now() - began > self._grace
         if self._sqlite or worker.rpartition("-")[0] == platform.node():
             return worker == me or not is_held(self._workers / worker)
         return False  # on another machine: its heartbeat tells
@@ -170,16 +183,18 @@ def _open(storage: str, name: str, directions: list[str], heartbeat: int) -> opt
     optuna = import_optuna()
     from sqlalchemy.exc import SQLAlchemyError
 
-    waits = {"connect_args": {"timeout": 120}} if storage.startswith(_SQLITE) else None
+    # A worker that SQLite keeps waiting would miss its heartbeats: there, locks tell who lives.
+    local = storage.startswith(_SQLITE)
+    waits = {"connect_args": {"timeout": 120}} if local else None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             database = optuna.storages.RDBStorage(
                 storage,
                 engine_kwargs=waits,
-                heartbeat_interval=heartbeat,
-                grace_period=_GRACE * heartbeat,
-                heartbeat_stale_trial_callback=_again,
+                heartbeat_interval=None if local else heartbeat,
+                grace_period=None if local else _GRACE * heartbeat,
+                heartbeat_stale_trial_callback=None if local else _again,
             )
             return optuna.create_study(
                 storage=database, study_name=name, directions=directions, load_if_exists=True
@@ -204,6 +219,8 @@ def _check_settings(study: optuna.Study, settings: Mapping[str, Any]) -> None:
 
 def _again(study: optuna.Study, trial: FrozenTrial) -> None:
     """Queue the point of a trial whose worker died. One that was not all drawn is drawn anew."""
+    if ERROR in trial.user_attrs:
+        return  # it could not be scored, as its worker had said before it died
     attributes = {PLACE: trial.user_attrs[PLACE]} if PLACE in trial.user_attrs else {}
     study.enqueue_trial(
         dict(trial.params) if _DRAWN in trial.user_attrs else {}, user_attrs=attributes

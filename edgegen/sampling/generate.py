@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def noise_seed(seed: int, index: int) -> int:
@@ -35,19 +35,27 @@ def sample(
     height: int,
     width: int,
     negative_prompt: str | None = None,
+    image: Image.Image | str | None = None,
+    image_guidance: float | None = None,
 ) -> list[Image.Image]:
     """One picture a prompt, as PIL images of `width` × `height` pixels.
 
     Args:
-        pipe: a text-to-image pipeline.
+        pipe: a text-to-image pipeline, or one that edits a picture by instructions.
         prompts: made together in one batch.
         seeds: (seed, index) of each prompt's noise. The noise depends on nothing else: not on the
             batch, nor on the device.
         guidance: weight of classifier-free guidance; 1 and below turn it off.
         negative_prompt: what to steer away from; None leaves it to the pipeline (mostly the empty
             text).
+        image: what to edit, a picture or its file; brought to `height` and `width`.
+        image_guidance: weight of what the picture shows; None leaves it to the pipeline.
     """
-    optional: dict[str, Any] = {}
+    optional: dict[str, Any] = {"height": height, "width": width}
+    if image is not None:
+        optional = {"image": [read_image(image, height, width)] * len(prompts)}
+        if image_guidance is not None:
+            optional["image_guidance_scale"] = image_guidance
     if negative_prompt is not None:
         optional["negative_prompt"] = [negative_prompt] * len(prompts)
     with torch.inference_mode():
@@ -55,11 +63,20 @@ def sample(
             prompt=list(prompts),
             num_inference_steps=steps,
             guidance_scale=guidance,
-            height=height,
-            width=width,
             generator=[noise_generator(*pair) for pair in seeds],
             **optional,
         ).images
+
+
+def read_image(image: Image.Image | str, height: int, width: int) -> Image.Image:
+    """A picture, or the one in a file, as RGB of `width` × `height` pixels."""
+    if isinstance(image, str):
+        with Image.open(image) as opened:
+            return read_image(ImageOps.exif_transpose(opened), height, width)
+    image = image.convert("RGB")
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    return image
 
 
 def default_guidance(pipe: DiffusionPipeline) -> float:

@@ -8,7 +8,12 @@ from typing import Any
 
 import lightning
 import torch
-from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, StableDiffusionPipeline
+from diffusers import (
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+)
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
 from lightning.pytorch.strategies import FSDPStrategy
@@ -20,8 +25,10 @@ from ..pipelines.save import save_embedded
 from .optimization import optimizer_and_schedule, step_generator
 
 
-def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
-    """The text half of a CLIP as the CLIPTextModel that Stable Diffusion conditions on."""
+def text_encoder_of(clip: CLIPModel | CLIPTextModel) -> CLIPTextModel:
+    """The text half of a CLIP as the CLIPTextModel that Stable Diffusion conditions on, frozen."""
+    if isinstance(clip, CLIPTextModel):
+        return copy.deepcopy(clip).eval().requires_grad_(False)
     config = CLIPTextConfig(**{**clip.config.text_config.to_dict(), "dtype": None})
     encoder = CLIPTextModel(config)
     encoder.load_state_dict(clip.text_model.state_dict(), strict=True)
@@ -33,7 +40,7 @@ class DenoisingModule(lightning.LightningModule):
 
     Args:
         unet: what is trained, a UNet2DConditionModel.
-        clip: its text half conditions the UNet and stays as it is.
+        clip: its text half conditions the UNet and stays as it is; or that half alone.
         scheduler: gives ᾱ and the prediction type.
         optimizer: keyword arguments of `optimization.optimizer_and_schedule`.
         ema_decay: of the averaged weights, which are what is exported and sampled from.
@@ -49,7 +56,7 @@ class DenoisingModule(lightning.LightningModule):
     def __init__(
         self,
         unet: nn.Module,
-        clip: CLIPModel,
+        clip: CLIPModel | CLIPTextModel,
         scheduler: SchedulerMixin,
         optimizer: dict[str, Any],
         ema_decay: float = 0.9995,
@@ -85,12 +92,20 @@ class DenoisingModule(lightning.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         latents, tokens = batch
+        return self.loss_of(latents, tokens, batch_idx)
+
+    def loss_of(self, latents: Tensor, tokens: Tensor, batch_idx: int, *beside: Tensor) -> Tensor:
+        """The loss of denoising `latents` (B, C, h, w) under `tokens` (B, L); logged.
+
+        `beside` are (B, …, h, w) that the UNet sees with the noisy latents, as more channels.
+        """
         with torch.no_grad():
             text = self.text_encoder(tokens)[0]
         noise, timesteps = self.noise(latents, batch_idx)
         alpha_bar = self.alpha_bar[timesteps]
-        noisy = diffuse(latents, noise, alpha_bar).contiguous(memory_format=torch.channels_last)
-        output = self._forward[0](noisy, timesteps, text, return_dict=False)[0]
+        seen = torch.cat([diffuse(latents, noise, alpha_bar), *beside], 1)
+        seen = seen.contiguous(memory_format=torch.channels_last)
+        output = self._forward[0](seen, timesteps, text, return_dict=False)[0]
         kind = self.scheduler.config.prediction_type
         loss = denoising_loss(output, latents, noise, alpha_bar, kind, self.gamma)
         self.log("train/loss", loss)
@@ -117,9 +132,12 @@ class DenoisingModule(lightning.LightningModule):
         self.ema.copy_to(unet.parameters())
         return unet.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
-    def pipeline(self, data: Any) -> StableDiffusionPipeline:
+    kind: type[DiffusionPipeline] = StableDiffusionPipeline
+    """The pipeline that the parts make together."""
+
+    def pipeline(self, data: Any) -> DiffusionPipeline:
         """Everything together as diffusers knows it, with averaged weights."""
-        return StableDiffusionPipeline(
+        return self.kind(
             vae=data.vae,
             text_encoder=copy.deepcopy(self.text_encoder).float().cpu(),
             tokenizer=data.tokenizer,

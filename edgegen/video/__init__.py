@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from .anchors import Anchors, EachScene, Listed, Scene, Uniform, parse_anchors
+from .anchors import Alone, Anchors, EachScene, Listed, Scene, Uniform, parse_anchors
 from .attention import Bank, anchored_attention, bank_bytes
 from .denoising import Edit, FrameDenoiser
 from .editor import Edited, VideoEditor
 
 __all__ = [
+    "Alone",
     "Anchors",
     "Bank",
     "EachScene",

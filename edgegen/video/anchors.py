@@ -11,14 +11,17 @@ import numpy as np
 from PIL import Image
 
 ALLOWED = (
-    "a number of frames at equal intervals, middle, first, a list of frame numbers, or "
+    "a number of frames at equal intervals, middle, first, none, a list of frame numbers, or "
     "{scenes: anchors a scene}"
 )
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Frames `start` to `stop` − 1, which share the anchors; these are among them, rising."""
+    """Frames `start` to `stop` − 1, which share the anchors; these are among them, rising.
+
+    Without anchors every frame stands for itself.
+    """
 
     start: int
     stop: int
@@ -107,6 +110,14 @@ class EachScene:
         ]
 
 
+@dataclass(frozen=True)
+class Alone:
+    """No anchors: frame by frame, each edited as a picture."""
+
+    def scenes(self, frames: int, changes: Sequence[float]) -> list[Scene]:
+        return [Scene(0, frames, ())]
+
+
 def parse_anchors(value: Any) -> Anchors:
     """The policy that a setting names: see `ALLOWED`. A policy stands for itself.
 
@@ -116,6 +127,8 @@ def parse_anchors(value: Any) -> Anchors:
         return value
     if value == "middle":
         return Uniform(1)
+    if value == "none":
+        return Alone()
     if value == "first":
         return Listed((0,))
     if _whole(value):

@@ -7,7 +7,7 @@ other frame then computes softmax(Q [K_own, K_anchors]ᵀ/√d) [V_own, V_anchor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -17,6 +17,10 @@ import torch.nn.functional as F
 from ..cost.modes import cost_mode, uncompiled
 
 Mode = Literal["plain", "record", "attend"]
+Probe = Callable[[str, int, Sequence[int], torch.Tensor], None]
+"""Called with the layer, the step, the numbers of the frames in the batch, and the attention of
+their tokens, (branches, frames, T, K) with rows of sum 1, the mean over the heads: keys are the
+frame's own T, if it sees them, then those of the anchors, anchor by anchor."""
 # Processors whose result ours repeats. Others do something of their own, which would be lost.
 _KNOWN = ("AttnProcessor2_0", "AttnProcessor", "XFormersAttnProcessor", "SlicedAttnProcessor")
 _SELF_ATTENTION = "attn1.processor"
@@ -32,6 +36,9 @@ class Bank:
         step: number of the denoising step.
         branches: guidance branches in the batch, which is (branches · frames, …), branch by branch.
         own: whether frames attend to their own keys and values too.
+        frames: numbers of the frames in the batch.
+        probe: is shown the attention to the anchors, which it takes to compute it once more; None
+            for nobody.
     """
 
     def __init__(self, own: bool = True) -> None:
@@ -39,6 +46,8 @@ class Bank:
         self.step = 0
         self.branches = 1
         self.own = own
+        self.frames: Sequence[int] = ()
+        self.probe: Probe | None = None
         self._kept: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def keep(self, layer: str, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -122,6 +131,8 @@ class AnchoredAttention:
             query = attn.norm_q(query)
         if attn.norm_k is not None:
             key = attn.norm_k(key)
+        if bank.probe is not None and bank.mode == "attend":
+            self._show(bank.probe, query, key)
         out = F.scaled_dot_product_attention(query, key, value)
         out = out.transpose(1, 2).reshape(hidden_states.shape[0], hidden_states.shape[1], -1)
         out = attn.to_out[1](attn.to_out[0](out.to(query.dtype)))
@@ -131,6 +142,16 @@ class AnchoredAttention:
         if attn.residual_connection:
             out = out + residual
         return out / attn.rescale_output_factor
+
+    def _show(self, probe: Probe, query: torch.Tensor, key: torch.Tensor) -> None:
+        """Of (B, heads, T, C / heads) queries and keys."""
+        weights: torch.Tensor | float = 0.0
+        for one in range(query.shape[1]):  # head by head: all of them at once may be gigabytes
+            scores = query[:, one].float() @ key[:, one].float().transpose(1, 2)
+            weights = weights + (scores / query.shape[-1] ** 0.5).softmax(-1) / query.shape[1]
+        assert isinstance(weights, torch.Tensor)
+        shape = self.bank.branches, len(self.bank.frames), -1, weights.shape[-1]
+        probe(self.layer, self.bank.step, self.bank.frames, weights.reshape(shape))
 
     def _keys_and_values(
         self, attn: Any, hidden_states: torch.Tensor

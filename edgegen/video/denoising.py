@@ -14,7 +14,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
-from ..sampling.generate import noise_generator
+from ..sampling.generate import noise_generator, noise_seed
 from ..sampling.steps import StepClock, undriven
 from .attention import Bank, Mode
 
@@ -37,7 +37,8 @@ class Edit:
         image_guidance: weight of the source picture (InstructPix2Pix).
         strength: 0 to 1, how far from the source (img2img).
         negative: what to steer away from.
-        seed: of the noise, which all frames share.
+        seed: of the noise.
+        shared_noise: whether all frames share the noise, or each has its own.
     """
 
     instruction: str
@@ -47,6 +48,7 @@ class Edit:
     strength: float = 0.6
     negative: str = ""
     seed: int = 0
+    shared_noise: bool = True
 
     def __post_init__(self) -> None:
         if not self.instruction.strip():
@@ -82,8 +84,6 @@ class FrameDenoiser:
         first, last: numbers of the first evaluation of the UNet, and of the one behind the last.
         branches: guidance branches.
         keeps_history: whether the scheduler keeps tensors of earlier steps for each chunk.
-        remembers: whether anything is kept of earlier steps for each chunk: by the scheduler, or by
-            a method that listens to the clock, such as feature reuse.
         follows_source: whether every step looks at the source's latents.
     """
 
@@ -105,7 +105,6 @@ class FrameDenoiser:
         self._fresh = _snapshot(self.scheduler)
         self._takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         self.keeps_history = self._probe_history()
-        self.remembers = self.keeps_history or clock.heard
         self._states: dict[Hashable, dict[str, Any]] = {}
         self._text, self._time_cond = self._encode_text()
 
@@ -133,14 +132,23 @@ class FrameDenoiser:
         pictures = (vae.decode(scaled, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
         return (pictures.float().permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu()
 
-    def noise(self, shape: Sequence[int]) -> torch.Tensor:
-        """The initial noise: the same for all of (n, C, h, w) frames."""
-        one = torch.randn((1, *shape[1:]), generator=noise_generator(self.edit.seed, 0))
-        return one.to(self.device, self.dtype).expand(*shape)
+    def noise(self, shape: Sequence[int], numbers: Sequence[int]) -> torch.Tensor:
+        """The initial noise of frames (n, C, h, w): the same for all, unless each has its own."""
+        one = (1, *shape[1:])
+        if self.edit.shared_noise:
+            drawn = torch.randn(one, generator=self._generator(0, 0)).expand(*shape)
+        else:
+            own = [torch.randn(one, generator=self._generator(n, 0)) for n in numbers]
+            drawn = torch.cat(own)
+        return drawn.to(self.device, self.dtype)
 
-    def begin(self, source: torch.Tensor) -> torch.Tensor:
-        """Latents before the first evaluation, of the source's latents (n, C, h, w)."""
-        noise = self.noise(source.shape)
+    def begin(self, source: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
+        """Latents before the first evaluation, of the source's latents (n, C, h, w).
+
+        Args:
+            numbers: of the n frames.
+        """
+        noise = self.noise(source.shape, numbers)
         if self.follows_source:
             return (noise * self.scheduler.init_noise_sigma).contiguous()
         self._set_state(self._fresh, self.first)
@@ -159,7 +167,13 @@ class FrameDenoiser:
             self.clock.tick()
 
     def advance(
-        self, mode: Mode, evaluation: int, key: Hashable, latents: torch.Tensor, source: Any
+        self,
+        mode: Mode,
+        evaluation: int,
+        key: Hashable,
+        latents: torch.Tensor,
+        source: Any,
+        numbers: Sequence[int],
     ) -> torch.Tensor:
         """Latents after the evaluation of that number, (n, C, h, w) as before.
 
@@ -167,8 +181,10 @@ class FrameDenoiser:
             mode: what the bank is to do.
             key: tells this batch of frames from the others of the run; the same on every step.
             source: latents of the source frames, where `follows_source`.
+            numbers: of the n frames.
         """
         self.bank.mode, self.bank.step, self.bank.branches = mode, evaluation, self.branches
+        self.bank.frames = numbers
         self._set_state(self._states.get(key, self._fresh), evaluation)
         time = self.scheduler.timesteps[evaluation]
         try:
@@ -177,14 +193,16 @@ class FrameDenoiser:
         finally:
             self.bank.mode = "plain"
         extra: dict[str, Any] = {}
-        if self._takes_generator:  # the same noise for every frame, of (seed, step) alone
-            extra["generator"] = [
-                noise_generator(self.edit.seed, evaluation + 1) for _ in range(len(latents))
-            ]
+        if self._takes_generator:  # noise of (seed, step) alone, and of the frame where it has own
+            extra["generator"] = [self._generator(number, evaluation + 1) for number in numbers]
         after = self.scheduler.step(predicted, time, latents, **extra, return_dict=False)[0]
         if self.keeps_history:
             self._states[key] = _snapshot(self.scheduler)
         return after.contiguous()  # as it comes back from a file: the layout can move the last bits
+
+    def _generator(self, number: int, draw: int) -> torch.Generator:
+        seed = self.edit.seed
+        return noise_generator(seed if self.edit.shared_noise else noise_seed(seed, number), draw)
 
     def _guided(self, latents: torch.Tensor, source: Any, time: torch.Tensor) -> torch.Tensor:
         frames, many = len(latents), self.branches

@@ -19,10 +19,11 @@ from ..media.clips import Clip, VideoFile, open_clip
 from ..sampling.generate import default_size
 from ..sampling.steps import step_clock
 from .anchors import Anchors, Scene, parse_anchors
-from .attention import anchored_attention, bank_bytes
+from .attention import Probe, anchored_attention, bank_bytes
 from .denoising import Edit, FrameDenoiser, check_editor
 from .frames import Canvas, Reader, make_canvas, scan
 from .schedules import Job, frames_outside, steps_outside
+from .sharding import shard
 from .workspace import Workspace
 
 SCHEDULES = ("auto", "frames", "steps")
@@ -39,6 +40,7 @@ class Edited:
         anchors: their numbers, scene by scene.
         schedule: `frames` or `steps`: the loop outside.
         branches, evaluations: guidance branches, and evaluations of the UNet for each.
+        processes: that shared the work.
     """
 
     output: Path
@@ -49,6 +51,7 @@ class Edited:
     schedule: str
     branches: int
     evaluations: int
+    processes: int
 
 
 class VideoEditor:
@@ -67,8 +70,9 @@ class VideoEditor:
         own: whether frames attend to their own keys and values too.
         schedule: `frames` outside (the bank holds all steps), `steps` outside (it holds one; the
             frames' latents go to disk) or `auto`: frames where the bank takes up to a quarter of
-            the free memory, or where a method or the scheduler keeps features of every frame. Both
-            give the same bits.
+            the free memory. Both give the same bits. Frames are taken in any case where feature
+            reuse would otherwise keep features of every frame, and by `auto` where the scheduler
+            would keep latents of earlier steps.
         chunk: frames made at once; the result depends on it by rounding only.
 
     Raises ValueError for another pipeline and settings that are not allowed.
@@ -108,9 +112,13 @@ class VideoEditor:
         resume: bool = False,
         settings: Mapping[str, Any] | None = None,
         progress: Callable[[float, int], None] | None = None,
+        probe: Probe | None = None,
         **edit: Any,
     ) -> Edited:
         """Edit a clip; `output` appears when it is complete.
+
+        Started by torchrun or `accelerate launch`, the processes share the frames, and the first
+        one writes the output; the frames are those that one process makes.
 
         Until then what is done is kept beside it, in `.NAME.edit`, and stays there when the work is
         stopped, to go on with `resume`.
@@ -129,7 +137,9 @@ class VideoEditor:
                 file. Without it, what it left is removed.
             settings: what else the result depends on, such as methods attached to the pipeline: on
                 resuming they must be as they were.
-            progress: called with the number of frames' worth of work newly done, and of all frames.
+            progress: called with the number of frames' worth of work newly done by this process,
+                and of all frames that it is to make.
+            probe: is shown the attention of every frame to the anchors; see `attention.Probe`.
 
         Raises:
             FileNotFoundError, ValueError: one line; nothing is written then.
@@ -151,7 +161,8 @@ class VideoEditor:
         )
         check_output(path, (canvas.height, canvas.width), found.timing, sound, codec)
 
-        with self._at_work(what) as denoiser, torch.inference_mode():
+        with self._at_work(what) as denoiser, shard() as mine, torch.inference_mode():
+            denoiser.bank.probe = probe
             schedule = self._choose(denoiser, scenes, canvas)
             depends = {
                 **asdict(what),
@@ -165,30 +176,39 @@ class VideoEditor:
                 "model": _weights(self.pipe),
                 "scheduler": [type(denoiser.scheduler).__name__, dict(denoiser.scheduler.config)],
                 "settings": dict(settings or {}),
+                "processes": mine.count if schedule == "steps" else 1,
             }
-            space = Workspace(path, _plain(depends), resume)
+            if mine.rank > 0:
+                mine.wait()  # the first one clears up what is not to be resumed
+            space = Workspace(path, _plain(depends), resume or mine.rank > 0, mine.rank)
+            if mine.rank == 0:
+                mine.wait()
 
             def done(frames: float) -> None:
                 if progress is not None:
-                    progress(frames, len(found))
+                    progress(frames, total)
 
             readers = Reader(clip, canvas), Reader(clip, canvas)
-            job = Job(denoiser, *readers, canvas, space, self.chunk, done)
+            job = Job(denoiser, *readers, canvas, space, self.chunk, done, mine)
+            total = sum(len(s.anchors) + sum(map(len, job.chunks(s))) for s in scenes)
             for place, scene in enumerate(scenes):
                 if schedule == "frames":
                     frames_outside(job, scene)
                 else:
                     steps_outside(job, scene, place)
-        write_clip(
-            path,
-            space.frames(len(found)),
-            found.timing,
-            aspect=clip.aspect,
-            audio=sound,
-            audio_end=None if found.whole else found.timing.end,
-            codec=codec,
-        )
-        space.remove()
+            mine.wait()
+            if mine.rank == 0:
+                write_clip(
+                    path,
+                    space.frames(len(found)),
+                    found.timing,
+                    aspect=clip.aspect,
+                    audio=sound,
+                    audio_end=None if found.whole else found.timing.end,
+                    codec=codec,
+                )
+                space.remove()
+            mine.wait()
         return Edited(
             output=path,
             frames=len(found),
@@ -198,6 +218,7 @@ class VideoEditor:
             schedule=schedule,
             branches=denoiser.branches,
             evaluations=len(denoiser.evaluations),
+            processes=mine.count,
         )
 
     @contextmanager
@@ -210,9 +231,11 @@ class VideoEditor:
             yield FrameDenoiser(self.pipe, what, clock, bank)
 
     def _choose(self, denoiser: FrameDenoiser, scenes: list[Scene], canvas: Canvas) -> str:
+        if denoiser.clock.heard:
+            return "frames"  # else features of every frame would be in memory at once
         if self.schedule != "auto":
             return self.schedule
-        if denoiser.remembers:
+        if denoiser.keeps_history:
             return "frames"
         height, width = (side // self.pipe.vae_scale_factor for side in canvas.padded)
         anchors = max(len(scene.anchors) for scene in scenes)

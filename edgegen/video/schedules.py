@@ -14,6 +14,7 @@ from .anchors import Scene
 from .attention import Mode
 from .denoising import FrameDenoiser
 from .frames import Canvas, Reader
+from .sharding import Shard
 from .workspace import Workspace
 
 
@@ -27,6 +28,7 @@ class Job:
         workspace: keeps what is done.
         chunk: frames in a batch; the last batch is filled up.
         done: is told how many frames' worth of work was done.
+        shard: which share of the frames falls to this process.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Job:
         workspace: Workspace,
         chunk: int,
         done: Callable[[float], None],
+        shard: Shard,
     ) -> None:
         self.denoiser = denoiser
         self.ahead = ahead
@@ -45,6 +48,7 @@ class Job:
         self.workspace = workspace
         self.chunk = chunk
         self.done = done
+        self.shard = shard
         self._canvas = canvas
 
     @property
@@ -55,9 +59,15 @@ class Job:
         return pipe.vae.config.latent_channels, height, width
 
     def chunks(self, scene: Scene) -> list[list[int]]:
-        """The numbers of the scene's other frames, chunk by chunk."""
+        """The numbers of the scene's other frames that fall to this process, chunk by chunk."""
         others = list(scene.others())
-        return [others[i : i + self.chunk] for i in range(0, len(others), self.chunk)]
+        return self.shard.own(
+            [others[i : i + self.chunk] for i in range(0, len(others), self.chunk)]
+        )
+
+    def filled(self, numbers: Sequence[int]) -> list[int]:
+        """The numbers of a chunk with the last one repeated until it is full."""
+        return [*numbers, *[numbers[-1]] * (self.chunk - len(numbers))]
 
     def full(self, batch: torch.Tensor) -> torch.Tensor:
         """The batch with its last entry repeated until the chunk is full."""
@@ -80,19 +90,23 @@ def frames_outside(job: Job, scene: Scene) -> None:
     if not chunks and space.has(scene.anchors):
         return
 
-    def run(mode: Mode, numbers: Sequence[int], pixels: torch.Tensor) -> None:
+    def run(mode: Mode, numbers: Sequence[int], pixels: torch.Tensor) -> torch.Tensor:
         source = denoiser.encode(pixels)
-        latents = denoiser.begin(source)
+        latents = denoiser.begin(source, numbers)
         denoiser.start()
         for evaluation in denoiser.evaluations:
-            latents = denoiser.advance(mode, evaluation, mode, latents, source)
+            latents = denoiser.advance(mode, evaluation, mode, latents, source, numbers)
             denoiser.clock.tick()
-            job.done(len(numbers) / len(denoiser.evaluations))
-        job.finish(numbers, latents)
+            job.done(len(set(numbers)) / len(denoiser.evaluations))
+        return latents
 
-    run("record", scene.anchors, job.ahead.take(scene.anchors))
+    if scene.anchors:
+        latents = run("record", scene.anchors, job.ahead.take(scene.anchors))
+        if job.shard.rank == 0:
+            job.finish(scene.anchors, latents)
+    mode: Mode = "attend" if scene.anchors else "plain"
     for chunk in chunks:
-        run("attend", chunk, job.full(job.behind.take(chunk)))
+        job.finish(chunk, run(mode, job.filled(chunk), job.full(job.behind.take(chunk))))
     denoiser.bank.forget()
 
 
@@ -108,9 +122,11 @@ def steps_outside(job: Job, scene: Scene, place: int) -> None:
     if noted.get("scene", 0) > place:
         return
     evaluation, ready = first, 0
-    if noted.get("scene") == place and not denoiser.remembers:
+    if noted.get("scene") == place and not denoiser.keeps_history:
         evaluation, ready = noted["evaluation"], noted["chunks"]
-    batches = [(scene.anchors, False), *((chunk, True) for chunk in job.chunks(scene))]
+    batches: list[tuple[Sequence[int], bool]] = [(chunk, True) for chunk in job.chunks(scene)]
+    if scene.anchors:
+        batches.insert(0, (scene.anchors, False))
     with ExitStack() as stack:
         even, odd, sources = (
             stack.enter_context(closing(space.rows(name, job.latent_shape, denoiser.dtype)))
@@ -120,21 +136,22 @@ def steps_outside(job: Job, scene: Scene, place: int) -> None:
         while evaluation < last:
             before, after = (even, odd) if evaluation % 2 == 0 else (odd, even)
             for batch, (numbers, filled) in enumerate(batches):
-                if 0 < batch < ready:  # the anchors fill the bank anew
+                if batch < ready and filled:  # the anchors fill the bank anew
                     continue
                 rows = [number - scene.start for number in numbers]
+                everyone = job.filled(numbers) if filled else numbers
                 if evaluation == first:
                     pixels = (job.behind if filled else job.ahead).take(numbers)
                     source = denoiser.encode(job.full(pixels) if filled else pixels)
-                    latents = denoiser.begin(source)
+                    latents = denoiser.begin(source, everyone)
                     sources.write(rows, source[: len(rows)])
                 else:
                     source, latents = (
                         (job.full(kept) if filled else kept).to(denoiser.device)
                         for kept in (sources.read(rows), before.read(rows))
                     )
-                mode: Mode = "attend" if filled else "record"
-                latents = denoiser.advance(mode, evaluation, batch, latents, source)
+                mode: Mode = "record" if not filled else "attend" if scene.anchors else "plain"
+                latents = denoiser.advance(mode, evaluation, batch, latents, source, everyone)
                 after.write(rows, latents[: len(rows)])
                 if batch >= ready:
                     job.done(len(rows) / (last - first))
@@ -145,7 +162,7 @@ def steps_outside(job: Job, scene: Scene, place: int) -> None:
             space.note(scene=place, evaluation=evaluation, chunks=0)
         final = even if last % 2 == 0 else odd
         for numbers, filled in batches:
-            if not space.has(numbers):
+            if not space.has(numbers) and (filled or job.shard.rank == 0):
                 kept = final.read([number - scene.start for number in numbers])
                 job.finish(numbers, (job.full(kept) if filled else kept).to(denoiser.device))
     space.note(scene=place + 1, evaluation=first, chunks=0)

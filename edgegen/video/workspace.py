@@ -21,12 +21,16 @@ class Workspace:
         output: the file (or folder) to be made; `a.mp4` has the workspace `.a.mp4.edit`.
         settings: all that the result depends on, as JSON can hold it.
         resume: go on with what is there; else it is removed.
+        rank: of this process; each has a progress and latents of its own.
 
     Raises:
         ValueError: what is there was made with other settings.
     """
 
-    def __init__(self, output: Path, settings: Mapping[str, Any], resume: bool) -> None:
+    def __init__(
+        self, output: Path, settings: Mapping[str, Any], resume: bool, rank: int = 0
+    ) -> None:
+        self._rank = rank
         self.folder = output.with_name(f".{output.name}.edit")
         wanted = json.loads(json.dumps(dict(settings)))
         found = _read_json(self.folder / "settings.json")
@@ -58,21 +62,25 @@ class Workspace:
             with Image.open(self._frame(number)) as image:
                 yield np.asarray(image)
 
+    @property
+    def _progress(self) -> Path:
+        return self.folder / f"progress{self._rank or ''}.json"
+
     def progress(self) -> dict[str, int]:
         """What `note` noted last; {} at first."""
-        return _read_json(self.folder / "progress.json") or {}
+        return _read_json(self._progress) or {}
 
     def note(self, **numbers: int) -> None:
         """Note how far the work came."""
-        _write(self.folder / "progress.json", json.dumps(numbers).encode())
+        _write(self._progress, json.dumps(numbers).encode())
 
     def rows(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Rows:
         """A file of tensors of one shape, by number."""
-        return Rows(self.folder / f"{name}.latents", shape, dtype)
+        return Rows(self.folder / f"{name}.{self._rank}.latents", shape, dtype)
 
     def drop_rows(self) -> None:
-        """Remove all files of tensors."""
-        for path in self.folder.glob("*.latents"):
+        """Remove all of this process's files of tensors."""
+        for path in self.folder.glob(f"*.{self._rank}.latents"):
             path.unlink()
 
     def remove(self) -> None:

@@ -1,6 +1,5 @@
 """A Stable Diffusion pipeline small enough to run in tests: random weights, 16 px pictures."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,39 +7,22 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from tiny_text import letter_tokenizer, text_encoder
 
 
 @pytest.fixture(scope="session")
 def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder; its text encoder reads 24 tokens, a letter each."""
     root = tmp_path_factory.mktemp("tiny")
-    letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(letter + "</w>" for letter in letters)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    (root / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (root / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(
-        str(root / "vocab.json"), str(root / "merges.txt"), model_max_length=24
-    )
+    tokenizer = letter_tokenizer(root)
     torch.manual_seed(0)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(words),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=24,
-            bos_token_id=len(words) - 2,
-            eos_token_id=len(words) - 1,
-            pad_token_id=len(words) - 1,
-        )
-    )
+    encoder = text_encoder(tokenizer)
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16),
@@ -61,7 +43,7 @@ def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     pipe = StableDiffusionPipeline(
         vae=vae,
-        text_encoder=text_encoder,
+        text_encoder=encoder,
         tokenizer=tokenizer,
         unet=unet,
         scheduler=DDIMScheduler(clip_sample=False),
@@ -71,3 +53,24 @@ def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     pipe.save_pretrained(root / "model")
     return root / "model"
+
+
+@pytest.fixture(scope="session")
+def editor_folder(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An InstructPix2Pix model of 16 px, in a diffusers folder."""
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline_folder, safety_checker=None)
+    torch.manual_seed(0)
+    config = {**pipe.unet.config, "in_channels": 8}
+    pipe = StableDiffusionInstructPix2PixPipeline(
+        vae=pipe.vae,
+        text_encoder=pipe.text_encoder,
+        tokenizer=pipe.tokenizer,
+        unet=UNet2DConditionModel.from_config(config),
+        scheduler=EulerAncestralDiscreteScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder = tmp_path_factory.mktemp("editor") / "model"
+    pipe.save_pretrained(folder)
+    return folder

@@ -5,16 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import re
-import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import (
+    DDIMScheduler,
     EulerDiscreteScheduler,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -26,10 +26,11 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from edgegen.commands import compare, generate
 from edgegen.commands._compared import compared
 from edgegen.metrics.quality.truths import truth_scheduler
+from edgegen.runs import comparison
+from edgegen.runs.memory import Memory, peak_memory
 from edgegen.runs.record import is_finished, read_record
 from edgegen.sampling.generate import noise_generator
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "compare.py"
+from processes import start
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,14 @@ def check_outputs(folder, labels, prompts=3):
 
 
 @pytest.mark.slow
-def test_sd15(make, tiny_pipeline_folder, capsys):
+def test_sd15(make, monkeypatch, capsys):
+    # One process for memory will do: with the row that takes a method there.
+    def memory(prepare, load, methods, *rest, **how):
+        return (
+            peak_memory(prepare, load, methods, *rest, **how) if methods else Memory(2**28, 2**27)
+        )
+
+    monkeypatch.setattr(comparison, "peak_memory", memory)
     folder = make(
         PROMPTS,
         "methods=[none,{clockwork4:{clockwork:{clock:4}}}]",
@@ -223,6 +231,50 @@ def test_pictures_are_those_of_generate(make, tiny_pipeline_folder):
             found = metrics_of(folder)[f"{name}_{label}"]
             assert found == pytest.approx(metrics_of(Path(f"g-{label}"))[name])
     assert not any(name.startswith("quality/") for name in metrics_of(folder))
+
+
+def test_a_model_that_edits_pictures(make, editor_folder):
+    """Against diffusers' own call, on a picture of another size; the truth edits the same one."""
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save("in.png")
+    folder = make(
+        *('prompts=["make it red", "a fox"]', "image=in.png", "image_guidance=1.2", "guidance=3"),
+        *("methods=[none,clockwork]", "memory=false", "scheduler=DDIM"),
+        model=editor_folder,
+    )
+    pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(
+        editor_folder, safety_checker=None
+    )
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    with Image.open("in.png") as image:
+        small = image.convert("RGB").resize((16, 16), Image.Resampling.LANCZOS)
+    wanted = pipe(
+        "a fox",
+        image=small,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        image_guidance_scale=1.2,
+        generator=noise_generator(0, 1),
+    ).images[0]
+    assert np.array_equal(pixels(folder / "images/none/000001.png"), np.asarray(wanted) / 255)
+    metrics = metrics_of(folder)
+    assert metrics["quality/ode_rmse_clockwork"] > 0
+    assert metrics["cost/tflops_all_clockwork"] < metrics["cost/tflops_all_none"]
+    record = read_record(folder)
+    assert "in.png" in record["files"]
+    assert record["settings"]["image_guidance"] == 1.2
+
+
+def test_a_picture_and_a_model_must_fit(refused, editor_folder, tiny_pipeline_folder):
+    Image.new("RGB", (8, 8)).save("in.png")
+    Path("no.png").write_text("no picture")
+    model, prompts = f"model={editor_folder}", "prompts=a"
+    assert "edits pictures; give image=FILE as well" in refused(prompts, model)
+    assert "image=x.png: no such file" in refused(prompts, model, "image=x.png")
+    assert "image=no.png: damaged, or no picture" in refused(prompts, model, "image=no.png")
+    assert "StableDiffusionPipeline edits no pictures" in refused(prompts, "image=in.png")
+    assert "image_guidance=x" in refused(prompts, model, "image=in.png", "image_guidance=x")
 
 
 def test_options_and_rows_of_their_own_are_one_thing(make):
@@ -326,20 +378,16 @@ def test_a_run_cut_short_looks_unfinished(make, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_no_finished_run(tiny_pipeline_folder, tmp_path):
-    folder = tmp_path / "o"
+def test_a_killed_process_leaves_no_finished_run(tiny_pipeline_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, said = Path("o"), Path("compare.log")
     arguments = [f"model={tiny_pipeline_folder}", "prompts=a", "repeats=100000", "truth=false"]
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *arguments, f"output_dir={folder}"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-    )
-    while b"timing" not in process.stderr.read1(4096):
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait(60)
-    process.stderr.close()
+    process = start("compare", *arguments, "output_dir=o")
+    while not said.exists() or "timing" not in said.read_text():
+        assert process.is_alive()
+        time.sleep(0.02)
+    process.kill()
+    process.join()
     assert read_record(folder)["status"] == "running"
     assert not is_finished(folder)
     assert not (folder / "report.html").exists()

@@ -115,11 +115,8 @@ def training(experiment: str, emoji_file: Path, **missing: str) -> DictConfig:
     for key, value in missing.items():
         if OmegaConf.is_missing(config, key):
             config[key] = value
-    for key in ("data.emoji", "data.tokenizer.emoji"):
-        if OmegaConf.select(config, key.rpartition(".")[0]) is not None:
-            OmegaConf.update(config, key, str(emoji_file), force_add=True)
-    if "folder" in config.data.get("tokenizer", {}):
-        del config.data.tokenizer.emoji
+    if "emoji" in config.data:
+        config.data.emoji = str(emoji_file)
     return config
 
 

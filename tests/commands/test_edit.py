@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -15,14 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
-from diffusers import (
-    EulerAncestralDiscreteScheduler,
-    StableDiffusionInstructPix2PixPipeline,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
 
 import edgegen
 from edgegen.commands import edit
@@ -30,29 +19,7 @@ from edgegen.media.clip_writing import write_clip
 from edgegen.media.clips import Timing, open_clip
 from edgegen.runs.record import is_finished, read_record
 from edgegen.video import VideoEditor
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "edit.py"
-
-
-@pytest.fixture(scope="module")
-def editor_folder(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An InstructPix2Pix model of 16 px, in a diffusers folder."""
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline_folder, safety_checker=None)
-    torch.manual_seed(0)
-    config = {**pipe.unet.config, "in_channels": 8}
-    pipe = StableDiffusionInstructPix2PixPipeline(
-        vae=pipe.vae,
-        text_encoder=pipe.text_encoder,
-        tokenizer=pipe.tokenizer,
-        unet=UNet2DConditionModel.from_config(config),
-        scheduler=EulerAncestralDiscreteScheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    folder = tmp_path_factory.mktemp("editor") / "model"
-    pipe.save_pretrained(folder)
-    return folder
+from processes import start
 
 
 def make_video(path: Path, count: int = 9) -> Path:
@@ -154,22 +121,19 @@ def test_killed_and_resumed(run: Callable[..., Path], editor_folder: Path, tmp_p
     whole = run(*settings).read_bytes()
     (tmp_path / "out.mkv").unlink()
     typed = ["video=in.mkv", "instruction=make it red", "output=out.mkv", f"model={editor_folder}"]
-    command = [sys.executable, str(SCRIPT), *typed, "codec=ffv1", "output_dir=o", *settings]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = start("edit", *typed, "codec=ffv1", "output_dir=o", *settings)
     progress = tmp_path / ".out.mkv.edit" / "progress.json"
     end = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < end:
+    while process.is_alive() and time.monotonic() < end:
         try:
             if json.loads(progress.read_text())["evaluation"] >= 2:
                 break
         except (OSError, ValueError):
             pass
         time.sleep(0.01)
-    assert process.poll() is None, "ended before it could be killed"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.is_alive(), "ended before it could be killed"
+    process.kill()
+    process.join()
     assert not (tmp_path / "out.mkv").exists()
     assert read_record("o")["status"] == "running"
     assert run(*settings, "resume=true").read_bytes() == whole

@@ -146,6 +146,11 @@ def test_clockwork_on_sd15(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "clockwork" in capsys.readouterr().out.splitlines()[0]
 
 
+METHODS = ", ".join(
+    sorted(path.stem for path in (Path(__file__).parents[2] / "configs/method").glob("*.yaml"))
+)
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -157,12 +162,12 @@ def test_clockwork_on_sd15(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (
             ["method.clockwork.clock=3"],
             "flops: error: method: no method is in use; give method=[NAME] as well, NAME one of "
-            "clockwork, deepcache, faster_diffusion",
+            + METHODS,
         ),
         (
             ["method=[clokwork]"],
             "flops: error: method=clokwork: no such option (did you mean 'clockwork'?); allowed: "
-            "clockwork, deepcache, faster_diffusion",
+            + METHODS,
         ),
         (
             ["method=[clockwork]", "method.clockwork.clock=0"],

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from huggingface_hub import constants
 
 import edgegen
 from edgegen.commands import profile as command
 from edgegen.cost import count
-from edgegen.cost.roofline import Device
+from edgegen.cost.roofline import Device, measure
 from edgegen.sampling.generate import noise_generator
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -75,6 +75,27 @@ def test_a_pipeline(
     assert "report.html" in printed
 
 
+def test_passes_that_a_method_tells_apart(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    """Full passes and reuse passes, each with its share of the steps, time and work."""
+    clockwork = ("method=[clockwork]", "method.clockwork.clock=2", "steps=5", *QUICK[1:])
+    metrics, rows = analysed(tmp_path, f"model={tiny_pipeline_folder}", *clockwork)
+    full, reused = rows["unet"], rows["unet_2"]
+    assert (full["calls_per_image"], reused["calls_per_image"]) == ("3", "2")
+    unet = UNet2DConditionModel.from_pretrained(tiny_pipeline_folder / "unet")
+    cost = count(unet, torch.zeros(2, 4, 8, 8), 1, torch.zeros(2, 24, 16))
+    assert int(full["macs_all"]) == cost.macs_all
+    with edgegen.clockwork(unet, 2) as method:
+        method.steps.reset([900.0, 800.0])
+        count(unet, torch.zeros(2, 4, 8, 8), 1, torch.zeros(2, 24, 16))
+        method.steps.tick()
+        left = count(unet, torch.zeros(2, 4, 8, 8), 1, torch.zeros(2, 24, 16))
+    assert int(reused["macs_all"]) == left.macs_all < cost.macs_all
+    assert int(rows["unet.mid_block"]["macs_all"]) > 0
+    assert int(rows["unet_2.mid_block"]["macs_all"]) == 0
+    assert metrics["profile/unet_2_seconds"] > 0
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "finished"
+
+
 def test_changes_against_outputs_kept(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     """The mean over two prompts, two branches and all steps, from outputs collected by hand."""
     metrics, _ = analysed(
@@ -117,14 +138,8 @@ def test_depth(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     assert deep["unet"]["macs_all"] == whole["unet"]["macs_all"]
 
 
-def test_an_editing_pipeline(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
-    pipe = edgegen.load(tiny_pipeline_folder)
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_config({**pipe.unet.config, "in_channels": 8})
-    parts = {**pipe.components, "unet": unet}
-    edits = StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
-    edits.save_pretrained(tmp_path / "model")
-    metrics, rows = analysed(tmp_path / "run", f"model={tmp_path / 'model'}", *QUICK)
+def test_an_editing_pipeline(editor_folder: Path, tmp_path: Path) -> None:
+    metrics, rows = analysed(tmp_path / "run", f"model={editor_folder}", *QUICK)
     assert metrics["profile/unet_calls"] == 3
     assert "vae.encoder" in rows  # of the picture to edit
     assert metrics["step_change/unet"] > 0
@@ -157,6 +172,7 @@ def test_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["scheduler=Foo"], ["Foo"]),
         (["prompts=[]"], ["prompts", "empty"]),
         (["detph=2"], ["detph"]),
+        (["model=sd15", "method=[clockwork]"], ["method=[clockwork]: needs a model with weights"]),
         (["model=/no/such/folder"], ["/no/such/folder"]),
         (["model=sd16"], ["sd16", "sd15"]),
         (["model=taesd", "height=9", "width=64"], ["height=9", "multiple of 8"]),
@@ -184,11 +200,11 @@ def test_one_line_for_a_mistake(
     assert not (tmp_path / "run").exists()
 
 
-def test_script(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
-    """For real, micro-benchmarks and all."""
-    run = [sys.executable, str(SCRIPTS / "profile.py"), f"model={tiny_pipeline_folder}", *QUICK]
-    subprocess.run([*run, "output_dir=o"], cwd=tmp_path, capture_output=True, check=True)
-    metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())
+def test_micro_benchmarks_and_all(
+    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "measure", measure)
+    metrics, _ = analysed(tmp_path / "o", f"model={tiny_pipeline_folder}", *QUICK)
     assert metrics["machine/gflops_per_second"] > 0.1
     assert metrics["machine/gbytes_per_second"] > 0.1
 

@@ -1,7 +1,6 @@
 """Grids and searches by the command, on a tiny model, with a process that is killed."""
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import yaml
 from edgegen.commands.sweep import main
 from edgegen.runs.finished import Finished, from_csv
 from edgegen.runs.record import Run, is_finished, read_record
+from processes import start
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "sweep.py"
 SPACE = {
@@ -96,17 +96,18 @@ def test_a_search_takes_cells_that_are_finished(study, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_grid_by_two_processes_killed_on_the_way(study, tmp_path):
+def test_a_grid_by_two_processes_killed_on_the_way(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "sweep"
     arguments = [*study, "sampler=grid", "workers=2", f"output_dir={folder}"]
-    first = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.DEVNULL)
+    first = start("sweep", *arguments)
     cells = folder / "cells"
     deadline = time.monotonic() + 120
     while not (cells.is_dir() and any(is_finished(f) for f in cells.iterdir())):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.kill()
+    first.join()
     helpers = {read_record(f).get("pid") for f in cells.iterdir()} - {first.pid, None}
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in helpers):  # they end with their parent

@@ -54,7 +54,6 @@ def typed(
             "experiment=emoji/clip",
             *common,
             "+data.tokenizer.size=600",
-            f"+data.tokenizer.emoji={emoji_file}",
             "+data.tokenizer.max_length=16",
             "module.model.config.text_config.vocab_size=600",
             "module.model.config.text_config.max_position_embeddings=16",
@@ -95,7 +94,7 @@ def train(kind: list[str], folder: str, steps: int, *more: str) -> dict:
     return checkpoint(folder)
 
 
-def checkpoint(folder: str) -> dict:
+def checkpoint(folder: str | Path) -> dict:
     return torch.load(Path(folder) / "checkpoints" / "last.ckpt", weights_only=True)
 
 
@@ -363,6 +362,44 @@ def test_an_absent_logger_is_named(
     assert not Path("run").exists()
 
 
+def curve(folder: str) -> dict[int, float]:
+    """Training loss by step, from the CSV file that is always there."""
+    with Path(folder, "logs/metrics.csv").open() as file:
+        return {
+            int(row["step"]): float(row["train/loss"])
+            for row in csv.DictReader(file)
+            if row["train/loss"]
+        }
+
+
+def test_tensorboard_has_the_curves(typed: dict[str, list[str]]) -> None:
+    pytest.importorskip("tensorboard", reason="needs the tensorboard extra")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(typed["clip"], "run", 3, "logger=tensorboard", "trainer.log_every_n_steps=1")
+    events = EventAccumulator("run/logs").Reload()
+    found = {event.step: event.value for event in events.Scalars("train/loss")}
+    assert found.keys() == {0, 1, 2}
+    assert found == pytest.approx(curve("run"), rel=1e-6)
+    assert "val/cells_top1" in events.Tags()["scalars"]
+
+
+def test_weights_and_biases_keeps_a_run_for_later(
+    typed: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="needs the wandb extra")
+    for name in ("CACHE_DIR", "CONFIG_DIR", "DATA_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(Path("home").absolute()))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    offline = ("logger=wandb", "logger.offline=true", "trainer.log_every_n_steps=1")
+    train(typed["clip"], "run", 2, *offline)
+    (kept,) = Path("run/wandb").glob("offline-run-*/run-*.wandb")
+    content = kept.read_bytes()
+    assert b"train/loss" in content
+    assert b"val/cells_top1" in content
+    assert curve("run").keys() == {0, 1}
+
+
 # Several processes
 
 
@@ -404,7 +441,7 @@ def test_two_processes_see_what_one_sees(emoji_file: Path, tmp_path: Path) -> No
         [
             *(sys.executable, str(ROOT / "scripts" / "train.py"), *arguments),
             *("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"),
-            *("data.batch_size=2", "trainer.max_steps=1", "output_dir=two"),
+            *("data.batch_size=2", "trainer.max_steps=1"),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
@@ -412,8 +449,10 @@ def test_two_processes_see_what_one_sees(emoji_file: Path, tmp_path: Path) -> No
         timeout=300,
     )
     assert two.returncode == 0, two.stderr[-2000:]
-    assert read_record("two")["status"] == "finished"
-    both = checkpoint("two")
+    # Both processes wrote into one folder, though each has a clock of its own for its name.
+    (folder,) = Path("outputs/train").iterdir()
+    assert read_record(folder)["status"] == "finished"
+    both = checkpoint(folder)
     assert both["PictureData"] == one["PictureData"] == {"samples_seen": 4}
     moments = [
         torch.cat([s["exp_avg"].flatten() for s in c["optimizer_states"][0]["state"].values()])

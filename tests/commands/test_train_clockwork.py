@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,7 @@ from edgegen.commands import generate
 from edgegen.commands.train import main
 from edgegen.runs.record import read_record
 from edgegen.training.clockwork import ClockworkModule
-
-ROOT = Path(__file__).parents[2]
+from processes import run_two
 
 
 @pytest.fixture(autouse=True)
@@ -151,18 +148,7 @@ def test_two_processes_see_what_one_sees(typed: list[str]) -> None:
     typed = [*typed, "trainer.precision=32-true", "trainer.gradient_clip_val=null"]
     typed += ["module.optimizer.warmup=0", "checkpoint_every=1"]
     one = train(typed, "one", 1, "data.batch_size=4")
-    two = subprocess.run(
-        [
-            *(sys.executable, str(ROOT / "scripts" / "train.py"), *typed),
-            *("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"),
-            *("data.batch_size=2", "trainer.max_steps=1", "output_dir=two"),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert two.returncode == 0, two.stderr[-2000:]
+    run_two("train", *typed, "data.batch_size=2", "trainer.max_steps=1", "output_dir=two")
     both = checkpoint("two")
     moments = [
         torch.cat([s["exp_avg"].flatten() for s in c["optimizer_states"][0]["state"].values()])

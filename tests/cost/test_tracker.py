@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -75,6 +76,62 @@ def test_each_signature_is_counted_once(
     assert parts["unet"].total.macs_all == (7 + 2 * 2) * one.macs_all
     assert [step.macs_all // one.macs_all for step in cost.steps()] == [1] * 7 + [2] * 2
     assert parts["unet"].total.modules["conv_in"].conv == 11 * one.modules["conv_in"].conv
+
+
+def test_a_plain_network_is_counted_once_for_all_trackers(
+    pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with CostTracker(pipe) as first:
+        draw(pipe)
+    with counted(monkeypatch) as found, CostTracker(pipe) as second:
+        draw(pipe, steps=5)
+    assert pipe.unet not in found
+    assert pipe.vae.decoder not in found
+    assert second.steps() == [first.steps()[0]] * 5
+    assert second.summary()["vae.decoder"] == first.summary()["vae.decoder"]
+
+
+def changes() -> dict[str, Any]:
+    """What makes a UNet do other work, by name; each gives how to undo it."""
+
+    def hook(unet: Any) -> Any:
+        return unet.mid_block.register_forward_hook(lambda *_: None).remove
+
+    def forward(unet: Any) -> Any:
+        unet.mid_block.forward = lambda x, *_, **__: x
+        return lambda: unet.mid_block.__delattr__("forward")
+
+    def swap(unet: Any) -> Any:
+        old, unet.conv_out = unet.conv_out, nn.Conv2d(32, 4, 1)
+        return lambda: setattr(unet, "conv_out", old)
+
+    def processor(unet: Any) -> Any:
+        old = dict(unet.attn_processors)
+        unet.set_attn_processor(AttnProcessor())
+        return lambda: unet.set_attn_processor(old)
+
+    def setting(unet: Any) -> Any:
+        unet.up_blocks[1].resnets[0].output_scale_factor = 2.0
+        return lambda: setattr(unet.up_blocks[1].resnets[0], "output_scale_factor", 1.0)
+
+    return {made.__name__: made for made in (hook, forward, swap, processor, setting)}
+
+
+@pytest.mark.parametrize("name", changes())
+def test_a_changed_network_is_counted_anew(
+    unet: UNet2DConditionModel, unet_inputs: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with CostTracker(unet) as before:
+        unet(*unet_inputs)
+    undo = changes()[name](unet)
+    with counted(monkeypatch) as found, CostTracker(unet) as during:
+        unet(*unet_inputs)
+    assert found == [unet]
+    assert during.total_macs == count(unet, *unet_inputs).macs_all
+    undo()
+    with CostTracker(unet) as after:
+        unet(*unet_inputs)
+    assert after.steps() == before.steps()
 
 
 def test_steps_of_several_calls(unet: UNet2DConditionModel, unet_inputs: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 from fractions import Fraction
 from itertools import pairwise
@@ -376,3 +377,18 @@ def test_names_of_videos() -> None:
     assert is_video("a.MP4")
     assert not is_video("a.png")
     assert not is_video("folder")
+
+
+def test_frames_are_let_go_as_they_are_read(tmp_path: Path) -> None:
+    """At once, not when the garbage collector comes by: a long clip takes no more than a short."""
+    path = tmp_path / "a.mp4"
+    frames = [np.full((32, 32, 3), 2 * i, np.uint8) for i in range(100)]
+    write_clip(path, frames, Timing(Fraction(1, 25), range(100), [1] * 100))
+    gc.collect()
+    gc.disable()
+    try:
+        assert sum(1 for _ in open_clip(path)) == 100
+        alive = sum(isinstance(each, av.VideoFrame) for each in gc.get_objects())
+    finally:
+        gc.enable()
+    assert alive <= 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from tiny_text import letter_tokenizer, text_encoder
 
 WIDTH = 16  # of text features
 TOKENS = 5
@@ -68,28 +67,9 @@ def make_pipe(**changes: Any) -> Any:
 def make_text_pipe(folder: Path) -> Any:
     """With a text encoder that reads 24 letters."""
     pipe = make_pipe()
-    letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(letter + "</w>" for letter in letters)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=24
-    )
+    tokenizer = letter_tokenizer(folder)
     torch.manual_seed(0)
-    encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(words),
-            hidden_size=WIDTH,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=24,
-            bos_token_id=len(words) - 2,
-            eos_token_id=len(words) - 1,
-            pad_token_id=len(words) - 1,
-        )
-    ).eval()
+    encoder = text_encoder(tokenizer, WIDTH).eval()
     made = StableDiffusionPipeline(
         vae=pipe.vae,
         unet=pipe.unet,

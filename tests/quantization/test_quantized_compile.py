@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import torch
 from quantization_models import draw, unet_inputs
 
@@ -15,25 +13,7 @@ from edgegen.reuse import clockwork
 SPEC: dict[str, Any] = {"spec": "w4a8", "attention": 8, "time_groups": 2}
 
 
-class Graphs:
-    """A backend that runs graphs as they are, and counts them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, graph: Any, _: Any) -> Any:
-        self.count += 1
-        return graph.forward
-
-
-@pytest.fixture
-def graphs() -> Iterator[Graphs]:
-    torch._dynamo.reset()
-    yield Graphs()
-    torch._dynamo.reset()
-
-
-def test_compiled_and_clocked(pipe: Any, calls: Any, graphs: Graphs) -> None:
+def test_compiled_and_clocked(pipe: Any, calls: Any, graphs: Any) -> None:
     plain = draw(pipe, 4)
     with quantized(pipe, calls=calls, **SPEC):
         every = draw(pipe, 4)
@@ -50,22 +30,12 @@ def test_compiled_and_clocked(pipe: Any, calls: Any, graphs: Graphs) -> None:
     assert torch.equal(draw(pipe, 4), plain)
 
 
-@pytest.mark.parametrize("for_good", [False, True])
-def test_export(pipe: Any, calls: Any, for_good: bool) -> None:
-    sample, time, text = unet_inputs()
-    inputs = (sample, time, text)
-    if for_good:
-        quantize_(pipe, "w4a8", attention=8, calls=calls)
-        _check_export(pipe.unet, inputs)
-    else:
-        with quantized(pipe, "w4a8", activations={"granularity": "token"}, attention=8):
-            _check_export(pipe.unet, inputs)
-
-
-def _check_export(unet: Any, inputs: Any) -> None:
+def test_export(pipe: Any, calls: Any) -> None:
+    inputs = unet_inputs()
+    quantize_(pipe, "w4a8", activations={"granularity": "token"}, attention=8, calls=calls)
     with torch.no_grad():
-        expected = unet(*inputs, return_dict=False)[0]
-        program = torch.export.export(unet, inputs, {"return_dict": False}, strict=False)
+        expected = pipe.unet(*inputs, return_dict=False)[0]
+        program = torch.export.export(pipe.unet, inputs, {"return_dict": False}, strict=False)
         out = program.module()(*inputs, return_dict=False)[0]
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     names = {str(node.target) for node in program.graph.nodes}

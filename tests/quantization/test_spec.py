@@ -14,7 +14,7 @@ from quantization_models import draw, relative
 from edgegen.quantization import Spec, parse_spec, presets, quantized
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NAMES = ("w4a16", "w4a4", "w4a8", "w8a8")
+NAMES = ("vq1d", "vq2d", "vq4d", "w4a16", "w4a4", "w4a8", "w8a8")
 
 
 def compose(*overrides: str) -> Any:
@@ -26,9 +26,12 @@ def test_presets_are_the_configs() -> None:
     assert tuple(presets()) == NAMES
     for name in NAMES:
         spec = parse_spec(name)
-        assert (spec.weights.bits, spec.activations.bits) == tuple(
-            map(int, name.removeprefix("w").split("a"))
-        )
+        bits = (spec.weights.bits, spec.activations.bits)
+        if name.startswith("vq"):
+            assert (*bits, spec.weights.vector) == (2, None, int(name[2]))
+            assert spec.weights.rounding == "gptq"
+        else:
+            assert bits == tuple(map(int, name.removeprefix("w").split("a")))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,7 +83,7 @@ def test_plain_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"spec": "w9a9"}, "allowed are w4a16, w4a4, w4a8, w8a8 or a file"),
+        ({"spec": "w9a9"}, "allowed are vq1d, vq2d, vq4d, w4a16, w4a4, w4a8, w8a8 or a file"),
         ({"wieghts": {}}, "wieghts: unknown, allowed are weights, activations"),
         ({"weights": {"bit": 4}}, "weights.bit: unknown, allowed are bits, symmetric"),
         ({"weights": 4}, "weights=4: must be a mapping"),
@@ -89,6 +92,10 @@ def test_plain_is_read_back(tmp_path: Path) -> None:
         ({"weights": {"group": 0}}, "weights.group=0: must be a whole number, 1 or more"),
         ({"weights": {"range": "max"}}, "weights.range=max: allowed are minmax"),
         ({"weights": {"rounding": "up"}}, "allowed are nearest, gptq"),
+        ({"weights": {"vector": 3}}, "weights.vector=3: allowed are 1, 2, 4, or null"),
+        ({"weights": {"vector": 4, "bits": 4}}, "weights.bits=4: with vector=4 at most 3"),
+        ({"weights": {"vector": 2, "bits": 2, "codebook_bits": 0}}, "codebook_bits=0: must be"),
+        ({"weights": {"vector": 2, "bits": 2, "block": 24}}, "block=24: allowed are 16, 32"),
         ({"activations": {"granularity": "channel"}}, "allowed are tensor, token"),
         ({"activations": {"granularity": "token", "dynamic": False}}, "by token are dynamic"),
         ({"activations": {"percentile": 20}}, "over 50 and at most 100"),

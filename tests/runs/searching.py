@@ -1,6 +1,7 @@
 """A worker of a search, as a program: `searching.py FOLDER N SAMPLER PAUSE [STORAGE]`.
 
-Each point that is scored is appended to FOLDER/scored.
+It says in FOLDER/ready that it is there, and begins when there is a FOLDER/go. Each point that is
+scored is appended to FOLDER/scored.
 """
 
 import os
@@ -19,7 +20,13 @@ SPACE = {
 }
 
 
-def search(folder: Path, sampler: str = "tpe", storage: str | None = None, **changes) -> Search:
+def search(
+    folder: Path,
+    sampler: str = "tpe",
+    storage: str | None = None,
+    heartbeat: int = 1,
+    **changes,
+) -> Search:
     settings = {"space": SPACE, "sampler": sampler} | changes
     return Search(
         storage or f"sqlite:///{folder / 'study.db'}",
@@ -30,7 +37,7 @@ def search(folder: Path, sampler: str = "tpe", storage: str | None = None, **cha
         seed=0,
         settings=settings,
         folder=folder,
-        heartbeat=1,
+        heartbeat=heartbeat,
     )
 
 
@@ -49,7 +56,12 @@ def main(folder: Path, n: int, sampler: str, pause: float, storage: str | None) 
         time.sleep(pause * random.random())
         return objectives(point)
 
-    search(folder, sampler, storage).run(n, score)
+    study = search(folder, sampler, storage)
+    with open(folder / "ready", "a") as file:
+        file.write(f"{os.getpid()}\n")
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    study.run(n, score)
 
 
 if __name__ == "__main__":

@@ -252,3 +252,41 @@ def test_what_cannot_be_anchored_is_refused(change: str) -> None:
         message = "no self-attention"
     with pytest.raises(ValueError, match=message), anchored_attention(unet):
         pass
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_probe_sees_the_weights_that_make_the_output(own: bool) -> None:
+    """What it is shown, times the values, is what the attention gives."""
+    unet = make_unet()
+    shown: dict[str, torch.Tensor] = {}
+
+    def probe(layer: str, step: int, frames: Any, weights: torch.Tensor) -> None:
+        assert (step, list(frames)) == (4, [7, 9])
+        shown[layer] = weights
+
+    text = torch.randn(4, 5, 16)
+    anchors, frames = (torch.randn(count, 8, 8, 8) for count in (6, 4))  # 2 branches, 3 anchors
+    with anchored_attention(unet, own) as bank, torch.no_grad():
+        bank.step, bank.branches = 4, 2
+        bank.mode, bank.frames = "record", [0, 1, 2]
+        unet(anchors, 1, text[:1].expand(6, -1, -1))
+        plain = unet.attn_processors
+        bank.mode, bank.frames = "attend", [7, 9]
+        expected = unet(frames, 1, text).sample
+        bank.probe = probe
+        assert torch.equal(unet(frames, 1, text).sample, expected)
+        assert set(shown) == {name for name in plain if "attn1" in name}
+        layer = next(iter(shown))
+        tokens = shown[layer].shape[2]
+        assert shown[layer].shape == (2, 2, tokens, (3 + own) * tokens)
+        assert torch.allclose(shown[layer].sum(-1), torch.ones(()), atol=1e-5)
+        # One head, so that the mean over heads is that head's weights.
+        attn = unet.get_submodule(layer.removesuffix(".processor"))
+        attn.heads = 1
+        hidden = torch.randn(4, tokens, attn.to_q.in_features)
+        found = plain[layer](attn, hidden)
+        value = bank.get(layer)[1][:, None].expand(-1, 2, -1, -1)
+        if own:
+            value = torch.cat([attn.to_v(hidden).unflatten(0, (2, 2)), value], 2)
+        wanted = attn.to_out[0]((shown[layer] @ value).flatten(0, 1))
+        assert torch.allclose(found, wanted, atol=1e-5)

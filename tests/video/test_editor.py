@@ -23,6 +23,7 @@ from PIL import Image
 from video_models import BETAS, MadeClip, picture
 
 from edgegen.media.clips import Frame, open_clip
+from edgegen.quantization import quantized
 from edgegen.reuse import clockwork
 from edgegen.sampling.generate import noise_generator, noise_seed
 from edgegen.video import VideoEditor
@@ -192,16 +193,44 @@ def test_both_schedules_with_img2img(sd_pipe: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("predictor", ["identity", "linear"])
-def test_both_schedules_with_feature_reuse(pipe: Any, tmp_path: Path, predictor: str) -> None:
-    run = partial(edit, pipe, MadeClip(8), tmp_path, 2, steps=5, chunk=3)
-    full = run()
+def test_feature_reuse_takes_the_frames_one_after_the_other(
+    pipe: Any, tmp_path: Path, predictor: str
+) -> None:
+    """Else the features of all frames would be kept at once; the chunks change nothing."""
+    run = partial(edit, pipe, MadeClip(8), tmp_path, 2, steps=5)
+    full = run(chunk=3)
     with clockwork(pipe, clock=2, predictor=predictor) as reuse:
-        one, two = (run(schedule=each) for each in ("frames", "steps"))
+        one, two = (run(schedule="steps", chunk=each) for each in (3, 6))
         assert reuse.passes == [True, False, True, False, True]
-    assert np.array_equal(one, two)
+        editor = VideoEditor(pipe, 2, schedule="steps")
+        made = editor.edit(MadeClip(4), tmp_path / "forced.mkv", INSTRUCTION, steps=2)
+        assert made.schedule == "frames"
+    assert np.abs(one.astype(int) - two).max() <= 1
     assert not np.array_equal(one, full)
     with clockwork(pipe, clock=1):
-        assert np.array_equal(run(), full)
+        assert np.array_equal(run(chunk=3), full)
+
+
+def test_methods_and_few_steps_together(pipe: Any, tmp_path: Path) -> None:
+    """Quantized, with feature reuse, by the scheduler of a consistency model; nothing is left."""
+    run = partial(edit, pipe, MadeClip(7), tmp_path, 2, steps=4, chunk=3, guidance=1.0)
+    before = {name: each.clone() for name, each in pipe.unet.state_dict().items()}
+    pipe.scheduler = LCMScheduler(**BETAS, original_inference_steps=20)
+    full = run()
+    met = {"activations": {"dynamic": True}, "time_embedding": "calls"}  # no calibration
+    with quantized(pipe, "w8a8", **met):
+        eight = [run(schedule=each) for each in ("frames", "steps")]
+    with quantized(pipe, "w4a8", **met), clockwork(pipe, clock=2) as reuse:
+        both = run()
+        assert reuse.passes == [True, False, True, False]
+    with quantized(pipe, "w4a8", **met):
+        four = run()
+    assert np.array_equal(*eight)
+    off = [np.abs(each.astype(float) - full).mean() for each in (eight[0], four, both)]
+    assert 0 < off[0] < off[1]
+    assert not np.array_equal(four, both)
+    assert np.array_equal(run(), full)
+    assert all(torch.equal(each, before[name]) for name, each in pipe.unet.state_dict().items())
 
 
 def test_reuse_with_one_anchor_alone_is_that_of_the_pipeline(pipe: Any, tmp_path: Path) -> None:
@@ -242,7 +271,8 @@ def test_the_schedule_is_chosen_by_memory(
     assert chosen() == "steps"
     assert chosen("frames") == "frames"
     with clockwork(pipe):
-        assert chosen() == "frames"  # features are kept of every frame
+        assert chosen() == "frames"  # else features of every frame would be kept
+        assert chosen("steps") == "frames"
     pipe.scheduler = SCHEDULERS["dpm"]
     assert chosen() == "frames"
 
@@ -263,6 +293,32 @@ def test_frames_differ_by_their_source_alone(pipe: Any, tmp_path: Path) -> None:
 
 
 # Settings
+
+
+def test_without_anchors_every_frame_is_edited_as_a_picture(pipe: Any, tmp_path: Path) -> None:
+    run = partial(edit, pipe, MadeClip(5), tmp_path, "none", chunk=2)
+    alone = np.concatenate([plain(pipe, [number]) for number in range(5)])
+    one, two = (run(schedule=each) for each in ("frames", "steps"))
+    assert np.array_equal(one, two)
+    assert np.abs(one.astype(int) - alone).max() <= 1
+
+
+def test_every_frame_may_have_noise_of_its_own(pipe: Any, tmp_path: Path) -> None:
+    class Still(MadeClip):
+        def __iter__(self) -> Any:
+            return (Frame(picture(3), number, 1) for number in range(5))
+
+    def own(clip: MadeClip, **settings: Any) -> np.ndarray:
+        return edit(pipe, clip, tmp_path, "none", shared_noise=False, **settings)
+
+    still = own(Still(5), chunk=3)
+    differences = np.abs(still[1:].astype(int) - still[:-1]).mean((1, 2, 3))
+    assert differences.min() > 1
+    # It depends on the frame's number, not on its chunk, nor on the clip's length.
+    one, two = (own(MadeClip(5), schedule=each, chunk=2) for each in ("frames", "steps"))
+    assert np.array_equal(one, two)
+    assert np.abs(own(MadeClip(3), chunk=2).astype(int) - one[:3]).max() <= 1
+    assert np.abs(own(MadeClip(5), chunk=5).astype(int) - one).max() <= 1
 
 
 def test_preview_is_the_clip_of_its_first_frames(pipe: Any, tmp_path: Path) -> None:

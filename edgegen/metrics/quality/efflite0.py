@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-BATCH = 32  # features vary in their last bits with the batch size, so it is fixed
+BATCH = 16  # features vary in their last bits with the batch size, so it is fixed
 
 
 class EffLite0(nn.Module):

@@ -63,6 +63,8 @@ class TruthSettings:
         height, width: of the pictures, in pixels.
         negative_prompt: what guidance steers away from.
         steps: of the sampler.
+        image: digest of the picture that is edited, and the guidance by it; None where there is
+            none.
         versions: of the libraries that computed it.
     """
 
@@ -73,11 +75,13 @@ class TruthSettings:
     width: int
     negative_prompt: str | None = None
     steps: int = STEPS
+    image: tuple[str, float | None] | None = None
     versions: tuple[str, ...] = (f"torch {torch.__version__}", f"diffusers {version('diffusers')}")
 
     def digest(self) -> str:
         """Under which folder the pictures lie."""
-        return hashlib.sha256(_json(asdict(self)).encode()).hexdigest()[:32]
+        kept = {key: value for key, value in asdict(self).items() if key != "image" or value}
+        return hashlib.sha256(_json(kept).encode()).hexdigest()[:32]
 
 
 def truths(
@@ -140,17 +144,19 @@ def pipeline_truths(
     height: int,
     width: int,
     negative_prompt: str | None = None,
+    image: Image.Image | None = None,
+    image_guidance: float | None = None,
     steps: int = STEPS,
     cache: str | Path | None = None,
     batch: int = BATCH,
 ) -> np.ndarray:
-    """`truths` of a text-to-image pipeline by `truth_scheduler`; the pipeline is left as it was.
+    """`truths` of a pipeline by `truth_scheduler`; the pipeline is left as it was.
 
     Args:
         pipe: the base model; call this before any method is applied to it, since a method that
             hooks its modules does not show in its digest.
         seeds: (seed, index) of each prompt's noise, as `sampling.generate.sample` takes them.
-        guidance, height, width, negative_prompt: as of that.
+        guidance, height, width, negative_prompt, image, image_guidance: as of that.
     """
     scheduler = truth_scheduler(pipe.scheduler)
     settings = TruthSettings(
@@ -161,6 +167,7 @@ def pipeline_truths(
         width,
         negative_prompt,
         steps,
+        None if image is None else (_pixels_digest(image), image_guidance),
     )
 
     def sample(prompts: Sequence[str], seeds: Sequence[Any], steps: int) -> list[Image.Image]:
@@ -173,6 +180,8 @@ def pipeline_truths(
             height=height,
             width=width,
             negative_prompt=negative_prompt,
+            image=image,
+            image_guidance=image_guidance,
         )
 
     before = pipe.scheduler
@@ -200,6 +209,10 @@ def pipeline_digest(pipe: DiffusionPipeline) -> str:
             digest.update(_json([key, str(tensor.dtype), list(tensor.shape)]).encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _pixels_digest(image: Image.Image) -> str:
+    return hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).hexdigest()
 
 
 def _json(content: Any) -> str:

@@ -5,7 +5,7 @@ Clips are (T, 3, H, W) floats in [0, 1]: differences of 8-bit numbers would wrap
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -45,13 +45,42 @@ def warp_error(source: Tensor, edited: Tensor, flow: Flow) -> float:
     if source.shape != edited.shape:
         shapes = f"{tuple(source.shape)} and {tuple(edited.shape)}"
         raise ValueError(f"source and edited clip must be of one shape, got {shapes}")
-    errors = []
+    pairs = []
     for t in range(len(source) - 1):
         backward = flow(source[t + 1], source[t]).double().to(edited.device)
         forward = flow(source[t], source[t + 1]).double().to(edited.device)
-        seen = visible(backward, forward)
-        moved = warp(edited[t].double(), backward)
+        pairs.append((backward, visible(backward, forward)))
+    return _moved_error(edited, pairs)
+
+
+def known_warp_error(edited: Tensor, backward: Tensor, seen: Tensor) -> float:
+    """`warp_error` where flow and occlusion are known, instead of estimated.
+
+    Args:
+        edited: (T, 3, H, W).
+        backward: (T − 1, 2, H, W): from each frame but the first to the one before.
+        seen: (T − 1, H, W) bool: which of its pixels are seen there.
+
+    Raises ValueError for shapes that do not match, and where no pixel is seen in any frame.
+    """
+    _check(edited)
+    pairs, size = len(edited) - 1, tuple(edited.shape[-2:])
+    if tuple(backward.shape) != (pairs, 2, *size) or tuple(seen.shape) != (pairs, *size):
+        raise ValueError(
+            f"a clip of shape {tuple(edited.shape)} needs flow {(pairs, 2, *size)} and a mask "
+            f"{(pairs, *size)}, got {tuple(backward.shape)} and {tuple(seen.shape)}"
+        )
+    device = edited.device
+    return _moved_error(
+        edited, list(zip(backward.double().to(device), seen.to(device), strict=True))
+    )
+
+
+def _moved_error(edited: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    errors = []
+    for t, (backward, seen) in enumerate(pairs):
         if seen.any():
+            moved = warp(edited[t].double(), backward)
             difference = (edited[t + 1].double() - moved).abs().mean(0)
             errors.append(difference[seen].mean().item())
     if not errors:

@@ -31,13 +31,13 @@ def pictures(count: int, size: int = 4, seed: int = 0) -> np.ndarray:
 
 def test_features_are_those_of_the_backbone_and_computed_once(tmp_path) -> None:
     backbone, given = Means(), pictures(70)
-    kept = KeptFeatures(backbone, tmp_path, chunk=50)
+    kept = KeptFeatures(backbone, tmp_path, chunk=60)
     found = kept(given)
     expected = given.astype(float).mean((1, 2)) / 255
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
     assert len(list(tmp_path.glob("means-*.safetensors"))) == 2
     calls = backbone.calls
-    assert torch.equal(KeptFeatures(backbone, tmp_path, chunk=50)(given), found)
+    assert torch.equal(KeptFeatures(backbone, tmp_path, chunk=60)(given), found)
     assert backbone.calls == calls
     # One more picture: only the chunk that it is in.
     kept(np.concatenate([given, pictures(1, seed=1)]))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from edgegen.metrics.video.flow import dis_flow
-from edgegen.metrics.video.pixels import flicker, visible, warp, warp_error
+from edgegen.metrics.video.pixels import flicker, known_warp_error, visible, warp, warp_error
 
 
 def texture(height: int, width: int, seed: int = 0) -> Tensor:
@@ -46,6 +46,25 @@ def test_what_moves_with_the_source_has_no_error(dx: int, dy: int) -> None:
     assert warp_error(source, edited, flow) == pytest.approx(0, abs=1e-6)
     # The same flow in the other direction is wrong by twice the motion.
     assert warp_error(source, edited, lambda a, b: flow(b, a)) > 0.03
+
+
+def test_known_flow_and_occlusion_are_used_as_they_are() -> None:
+    source, edited = moving(4, 3, -2, seed=0), moving(4, 3, -2, seed=1) * 0.7
+    edited[2] += 0.2
+    estimated = warp_error(source, edited, Shift(source, 3, -2))
+    backward = torch.tensor([-3.0, 2.0])[:, None, None].expand(3, 2, 64, 64)
+    seen = torch.zeros(3, 64, 64, dtype=torch.bool)
+    seen[:, :62, 3:] = True  # what has come in from the left and from below is new
+    assert known_warp_error(edited, backward, seen) == pytest.approx(estimated)
+    edited[1, :, :, 3:33] += 0.1  # seen from the first frame, and 3 to the right from the third
+    seen[:, :, :6] = seen[:, :, 30:] = False
+    mean = (0.1 + (0.2 - 0.1) + 0.2) / 3
+    assert known_warp_error(edited, backward, seen) == pytest.approx(mean)
+    seen[:] = False
+    with pytest.raises(ValueError, match="no pixel visible"):
+        known_warp_error(edited, backward, seen)
+    with pytest.raises(ValueError, match="needs flow"):
+        known_warp_error(edited, backward[:2], seen)
 
 
 def test_a_flash_is_measured_in_full() -> None:

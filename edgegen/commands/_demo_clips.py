@@ -1,0 +1,114 @@
+"""The demo's clip: edited by instruction, and shown beside its source."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from .. import assets
+from ..api import load
+from ..cost import CostTracker
+from ..media.clip_writing import write_clip
+from ..media.clips import Timing, open_clip
+from ..media.side_by_side import side_by_side
+from ..runs.atomic import write_atomic
+from ..runs.environment import sha256
+from ..runs.page import ReportClip, metric
+from ..runs.record import Run
+from ..video import Edited, VideoEditor
+from ..video.frames import scan
+from ._generation import digest, model_files, quiet
+from ._numbers import whole_number
+
+_CLIP = assets.ROOT / "clips" / "big_buck_bunny.mp4"
+_CREDIT = "Source: Big Buck Bunny, © 2008 Blender Foundation, CC-BY 3.0; reduced and shortened."
+
+
+def check_clips(cfg: DictConfig) -> None:
+    """Raises ValueError for settings of the clips that are not allowed."""
+    whole_number(cfg, "clip_frames", 3)
+    whole_number(cfg, "clip_steps", 1)
+
+
+def make_clips(cfg: DictConfig, run: Run) -> list[ReportClip]:
+    """One clip an instruction, source and result side by side; those that are there are taken.
+
+    None at all where the editor is an embedded one that this package does not hold.
+    """
+    name = str(cfg.editor)
+    if name not in assets.model_names() and not Path(name).expanduser().exists():
+        return []
+    with quiet():
+        device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        pipe = load(name, device=str(device))
+    pipe.set_progress_bar_config(disable=True)
+    for file in [*model_files(pipe), _CLIP]:
+        run.used_file(file)
+    weights = digest([sha256(file) for file in [*model_files(pipe), _CLIP]])
+    shown = []
+    for number, instruction in enumerate(cfg.instructions):
+        settings = {
+            "instruction": str(instruction),
+            "frames": cfg.clip_frames,
+            "steps": cfg.clip_steps,
+            "weights": weights,
+        }
+        path = run.dir / "clips" / f"{number}.mp4"
+        cost = _kept(path, settings)
+        if cost is None:
+            cost = _make(pipe, path, settings)
+        run.log({f"cost/clip{number}_{key}": value for key, value in cost.items()})
+        per_frame = (
+            f"{metric(cost['seconds_per_frame'], 's')} and "
+            f"{metric(cost['tflops_per_frame_all'] * 1e12, 'FLOP')} a frame"
+        )
+        shown.append(ReportClip(path, f"“{instruction}”: {per_frame}", _CREDIT))
+    return shown
+
+
+def _kept(path: Path, settings: dict[str, Any]) -> dict[str, float] | None:
+    """What a clip that is there cost, if it was made so."""
+    try:
+        found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return found["cost"] if found["settings"] == settings and path.is_file() else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _make(pipe: DiffusionPipeline, path: Path, settings: dict[str, Any]) -> dict[str, float]:
+    """Edit the clip into a file beside `path`, and write `path`, source and result next to it."""
+    result = path.with_name(f"{path.stem}-edited.mp4")
+    start = time.perf_counter()
+    with quiet(), CostTracker(pipe) as cost, tqdm(desc=path.name, unit="frame") as bar:
+
+        def progress(frames: float, total: int) -> None:
+            bar.total = total
+            bar.update(frames)
+
+        made: Edited = VideoEditor(pipe).edit(
+            _CLIP,
+            result,
+            settings["instruction"],
+            steps=settings["steps"],
+            limit=settings["frames"],
+            progress=progress,
+        )
+        new = max(1, round(bar.n))
+    numbers = {
+        "seconds_per_frame": (time.perf_counter() - start) / new,
+        "tflops_per_frame_all": cost.metrics(new)["cost/total_tflops_all"],
+    }
+    source, edited = open_clip(_CLIP), open_clip(result)
+    found = scan(source, made.frames).timing
+    timing = Timing(found.time_base, list(found.times), list(found.durations))
+    write_clip(path, side_by_side([source, edited]), timing)
+    kept = {"settings": settings, "cost": numbers}
+    write_atomic(path.with_suffix(".json"), json.dumps(kept, indent=1))
+    return numbers

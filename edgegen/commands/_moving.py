@@ -1,0 +1,180 @@
+"""Held-out pairs made to clips that move along known paths, and what is measured on such clips."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.edit_pairs import Source, Sources
+from ..data.held_out_pairs import Pair, held_out_pairs
+from ..data.moving_stills import MovingStill, Still, move
+from ..media.clips import Frame
+from ..metrics.quality.backbone import features_of, name_of
+from ..metrics.video.correspondence import landing, token_grid, token_places
+from ..metrics.video.embeddings import frame_consistency, tem_con
+from ..metrics.video.pixels import flicker, known_warp_error
+from ..metrics.video.truth import clip_error, clip_regret, gap_closed, target_errors
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A clip to edit: how to make it, and in which group it counts.
+
+    Attributes:
+        pair: the still and what is asked of it; `near` the one in front, edited alike, or None.
+        group: `one` where there is one right answer, `any` where there are several.
+        kind: of the sources, such as `emoji`.
+    """
+
+    sources: Sources = field(repr=False, compare=False)
+    pair: Pair
+    near: Pair | None
+    group: Literal["one", "any"]
+    kind: str
+
+    @property
+    def subject(self) -> str:
+        """What clips share that are no independent samples."""
+        return self.sources.source(self.pair.index, None).subject
+
+    def clip(self, frames: int, size: int) -> MovingStill:
+        """The clip; its path depends on the still and the instruction alone."""
+        source = self.sources.source(self.pair.index, None)
+        answers = source.possible(self.pair.instruction)
+        text = f"{source.subject}:{self.pair.index}:{self.pair.instruction}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        near = None
+        if self.near is not None:
+            other = self.sources.source(self.near.index, None)
+            near = _still(other, self.pair.text, answers)
+        return move(_still(source, self.pair.text, answers), frames, (size, size), seed, near=near)
+
+
+def asks_of(
+    sources: Sources, kind: str, half: Literal["dev", "test"], count: int, ambiguous: bool
+) -> list[Ask]:
+    """Up to `count` clips of held-out pairs; every other one has a still in front, if any fits."""
+    pairs = held_out_pairs(sources, half, count, ambiguous=ambiguous)
+    group: Literal["one", "any"] = "any" if ambiguous else "one"
+    return [
+        Ask(sources, pair, _near(sources, pairs, place) if place % 2 else None, group, kind)
+        for place, pair in enumerate(pairs)
+    ]
+
+
+def _near(sources: Sources, pairs: Sequence[Pair], place: int) -> Pair | None:
+    """The next pair, of another subject, that can be edited as this one is."""
+    pair = pairs[place]
+    source = sources.source(pair.index, None)
+    answers = source.possible(pair.instruction)
+    for other in [*pairs[place + 1 :], *pairs[:place]]:
+        found = sources.source(other.index, None)
+        if found.subject != source.subject and set(answers) <= set(found.targets):
+            return other
+    return None
+
+
+def _still(source: Source, text: str, answers: Sequence[str]) -> Still:
+    targets = torch.stack([_floats(source.target(name)) for name in answers])
+    return Still(source.subject, text, _floats(source.picture), targets)
+
+
+def _floats(picture: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+
+
+class Shown:
+    """The source of a moving still as a clip for the editor, 25 frames a second."""
+
+    aspect = Fraction(1)
+    time_base = Fraction(1, 25)
+
+    def __init__(self, clip: MovingStill, name: str) -> None:
+        self.name = name
+        self.frames = (clip.source * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (Frame(pixels, number, 1) for number, pixels in enumerate(self.frames))
+
+
+def scores_of(
+    clip: MovingStill, edited: Tensor, group: str, judges: Sequence[nn.Module]
+) -> dict[str, float]:
+    """What is measured on one edited clip, (T, 3, H, W) in [0, 1]; NaN where it says nothing."""
+    errors = target_errors(edited, clip.targets)
+    best = clip.targets[int(errors.mean(1).argmin())]
+    backward, seen = clip.backward()
+    found = {
+        f"video/error_{group}": clip_error(errors),
+        f"video/closed_{group}": gap_closed(errors, target_errors(clip.source, clip.targets)),
+        "video/warp_error": known_warp_error(edited, backward, seen),
+        "video/warp_error_truth": known_warp_error(best, backward, seen),
+        "video/flicker": flicker(edited),
+    }
+    if group == "any":
+        found["video/regret"] = clip_regret(errors)
+    for judge in judges:
+        features = features_of(judge, edited, len(edited))
+        name = name_of(judge)
+        found[f"video/tem_con_{name}"] = tem_con(features)
+        found[f"video/frame_consistency_{name}"] = frame_consistency(features)
+    return found
+
+
+class AttentionProbe:
+    """Where the attention of the finest layers lands in the anchors, of one clip.
+
+    Args:
+        clip: under edit.
+        anchors: of each frame, in the order of the bank.
+        latents: height and width of the latents.
+    """
+
+    def __init__(
+        self, clip: MovingStill, anchors: Sequence[Sequence[int]], latents: tuple[int, int]
+    ) -> None:
+        self._motion, self._anchors, self._latents = clip.motion, anchors, latents
+        self._tokens = 0
+        self._places: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._rows: list[tuple[float, float, float]] = []
+
+    def __call__(self, layer: str, step: int, frames: Sequence[int], weights: Tensor) -> None:
+        """A batch of frames in one layer and step; the branch with the text counts."""
+        tokens = weights.shape[2]
+        if tokens < self._tokens:
+            return
+        if tokens > self._tokens:  # a finer layer than those before
+            self._tokens, self._rows = tokens, []
+            self._places.clear()
+        grid = token_grid(self._latents, tokens)
+        for frame, own in dict(zip(frames, weights[0].cpu(), strict=True)).items():
+            pairs = [self._place(frame, anchor, grid) for anchor in self._anchors[frame]]
+            places, seen = (torch.stack(each) for each in zip(*pairs, strict=True))
+            found = landing(own, places, seen, grid)
+            if found.hit is not None and found.chance is not None:
+                self._rows.append((found.anchors, found.hit, found.chance))
+
+    def scores(self) -> dict[str, float]:
+        """Means over frames, layers and steps; none where nothing could be seen."""
+        names = "attention_on_anchors", "attention_hit", "attention_chance"
+        means = np.mean(self._rows, 0) if self._rows else []
+        return {f"video/{name}": float(mean) for name, mean in zip(names, means, strict=False)}
+
+    def _place(self, frame: int, anchor: int, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        if (frame, anchor) not in self._places:
+            motion = self._motion
+            flow, seen = motion.flow(frame, anchor), motion.seen(frame, anchor)
+            self._places[frame, anchor] = token_places(flow, seen, grid)
+        return self._places[frame, anchor]
+
+
+def anchors_of(scenes: Sequence[Any]) -> list[tuple[int, ...]]:
+    """The anchors of every frame of a clip."""
+    return [scene.anchors for scene in scenes for _ in range(scene.start, scene.stop)]

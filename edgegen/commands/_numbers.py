@@ -1,0 +1,13 @@
+"""Reading numbers among the settings, for commands that need no torch to start too."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+
+def whole_number(cfg: DictConfig, key: str, least: int) -> int:
+    """The setting `key`. Raises ValueError, naming it, unless it is a whole number ≥ `least`."""
+    value = cfg[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{key}={value}: must be a whole number, {least} or more")
+    return value

@@ -1,0 +1,166 @@
+"""`python scripts/edit_accuracy.py`: does an instruction editor do what it is told?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionInstructPix2PixPipeline
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from ..api import apply, load
+from ..data.edit_pairs import CropSources, EmojiSources, Sources
+from ..data.held_out_pairs import held_out_pairs
+from ..data.painting import PaintedCrops
+from ..metrics.quality.efflite0 import EffLite0
+from ..runs.environment import sha256
+from ..runs.looks import LOOKS, log_look
+from ..runs.pictures import grid, write_png
+from ..runs.record import Run
+from ..sampling.generate import default_size
+from ._domain import read_domain
+from ._edited import Ask, asks_of, draw_edits, score
+from ._generation import digest, methods_of, model_files, quiet
+from ._main import command
+from ._numbers import whole_number
+
+_BACKBONE = "efflite0"
+_SHARES = ("closed_psnr", f"closed_{_BACKBONE}", "followed")
+_LOGGED = ("model_sha256", "scheduler", "steps", "guidance", "image_guidance", "seed")
+
+
+@command("edit_accuracy")
+def main(cfg: DictConfig, run: Run) -> None:
+    """Edit held-out pictures, judge them group by group, and show a random part of each."""
+    for key in ("n", "steps", "batch_size", "resamples"):
+        whole_number(cfg, key, 1)
+    for key in ("n_ambiguous", "seed", "shown"):
+        whole_number(cfg, key, 0)
+    if cfg.split not in ("dev", "test"):
+        raise ValueError(f"split={cfg.split}: allowed are dev, test")
+    scales = {key: _scale(cfg, key) for key in ("guidance", "image_guidance")}
+    pipe = _load(cfg)
+    groups = _groups(cfg, pipe)
+    methods = methods_of(cfg)
+    settings = {
+        "model": str(cfg.model.source),
+        "model_sha256": digest([sha256(file) for file in model_files(pipe)]),
+        "scheduler": type(pipe.scheduler).__name__,
+        "steps": cfg.steps,
+        **scales,
+        "seed": cfg.seed,
+        "methods": {
+            str(name): OmegaConf.to_container(each, resolve=True)
+            for name, each in (cfg.get("method") or {}).items()
+        },
+    }
+    judge = EffLite0().to(pipe.device)
+    found: dict[str, dict[str, float]] = {}
+    with apply(pipe, methods):
+        run.info(device=str(pipe.device), seeds=[cfg.seed], settings=settings)
+        for file in [*model_files(pipe), EffLite0.weights_file()]:
+            run.used_file(file)
+        for group, asks in groups.items():
+            folder = run.dir / "images" / group
+            edits = draw_edits(pipe, folder, asks, settings, cfg.batch_size, group)
+            scored, names = score(pipe, judge, asks, edits, f"judging {group}")
+            found[group] = scored.metrics(group, _BACKBONE, cfg.resamples)
+            run.log(found[group])
+            if cfg.shown:
+                sheet = _sheet(asks, edits, names, scored.followed, cfg.shown)
+                write_png(run.dir / f"results_{group}.png", sheet, {})
+    if cfg.log_looks and cfg.split == "test":
+        _log_look(settings, found)
+    print(_table(found))
+    print(f"{cfg.split} half of the held-out subjects; 95 % intervals over subjects")
+
+
+def _load(cfg: DictConfig) -> DiffusionPipeline:
+    if cfg.model.source is None:
+        raise ValueError(f"model={cfg.model.name}: says no weights; give model.source=...")
+    with quiet():
+        device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        pipe = load(cfg.model.source, scheduler=cfg.scheduler, device=str(device))
+    if not isinstance(pipe, StableDiffusionInstructPix2PixPipeline):
+        raise ValueError(
+            f"model={cfg.model.source}: {type(pipe).__name__} is no instruction editor; give "
+            "one of StableDiffusionInstructPix2PixPipeline"
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _groups(cfg: DictConfig, pipe: DiffusionPipeline) -> dict[str, list[Ask]]:
+    size = default_size(pipe)[0] if cfg.size is None else whole_number(cfg, "size", 32)
+    emoji = read_domain(cfg, tones=True)
+    sources: dict[str, Sources] = {"emoji": EmojiSources(emoji, "concepts", size)}
+    if cfg.crops is not None:
+        sources["natural"] = CropSources(PaintedCrops(cfg.crops, "held_out"))
+    groups: dict[str, list[Ask]] = {}
+    for kind, each in sources.items():
+        pairs = {
+            kind: held_out_pairs(each, cfg.split, cfg.n),
+            f"{kind}_ambiguous": held_out_pairs(each, cfg.split, cfg.n_ambiguous, ambiguous=True),
+        }
+        if not pairs[kind]:
+            raise ValueError(f"split={cfg.split}: no {kind} pair in it; allowed are dev, test")
+        groups |= {group: asks_of(each, found) for group, found in pairs.items() if found}
+    return groups
+
+
+def _scale(cfg: DictConfig, key: str) -> float:
+    value = cfg[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e4:
+        raise ValueError(f"{key}={value}: must be a number, 0 or more")
+    return float(value)
+
+
+def _log_look(settings: Mapping[str, Any], found: Mapping[str, Mapping[str, float]]) -> None:
+    for group, metrics in found.items():
+        log_look(
+            {
+                "command": "edit_accuracy",
+                "model": Path(settings["model"]).name,
+                **{key: settings[key] for key in _LOGGED},
+                "group": group,
+                "pairs": metrics[f"quality/pairs_{group}"],
+                **{name: f"{metrics[f'quality/{name}_{group}']:.4f}" for name in _SHARES},
+            },
+            LOOKS.with_name("test_looks_edits.csv"),
+        )
+
+
+def _sheet(
+    asks: Sequence[Ask],
+    edits: Sequence[np.ndarray],
+    names: Sequence[str],
+    followed: np.ndarray,
+    shown: int,
+) -> Image.Image:
+    """The first edits, which are random ones: source, true target, edit with a tick if right."""
+    cells: list[tuple[Image.Image, str]] = []
+    for ask, edit, name, right in list(zip(asks, edits, names, followed, strict=True))[:shown]:
+        cells += [
+            (Image.fromarray(ask.source.picture), ask.pair.text),
+            (Image.fromarray(ask.source.target(name)), "target"),
+            (Image.fromarray(edit), "✓ edit" if right else "✗ edit"),
+        ]
+    return grid(cells, 9, least=96)
+
+
+def _table(found: Mapping[str, Mapping[str, float]]) -> str:
+    heads = ("group", "gap closed, PSNR", f"gap closed, {_BACKBONE}", "instruction followed")
+    rows = [heads] + [
+        (group, *(_share(metrics, f"quality/{name}_{group}") for name in _SHARES))
+        for group, metrics in found.items()
+    ]
+    return "\n".join("".join(f"{cell:<26}" for cell in row).rstrip() for row in rows)
+
+
+def _share(metrics: Mapping[str, float], name: str) -> str:
+    value, low, high = (100 * metrics[f"{name}{end}"] for end in ("", "_lo", "_hi"))
+    return "unknown" if np.isnan(value) else f"{value:.1f} % [{low:.1f}, {high:.1f}]"

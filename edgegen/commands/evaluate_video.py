@@ -1,0 +1,249 @@
+"""`python scripts/evaluate_video.py`: a video editor on clips whose truth is known."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..api import apply
+from ..cost import CostTracker
+from ..data.edit_pairs import CropSources, EmojiSources, Sources
+from ..data.moving_stills import MovingStill
+from ..data.painting import PaintedCrops
+from ..media.clips import open_clip
+from ..metrics.quality.bootstrap import bootstrap_mean
+from ..metrics.quality.efflite0 import EffLite0
+from ..metrics.quality.text import load_clip
+from ..runs.atomic import write_atomic
+from ..runs.environment import sha256
+from ..runs.looks import LOOKS, log_look
+from ..runs.pictures import grid, write_png
+from ..runs.record import Run
+from ..sampling.generate import default_size
+from ..video import VideoEditor
+from ..video.frames import scan
+from ._domain import read_domain
+from ._generation import digest, methods_of, model_files, quiet, read_text
+from ._main import command
+from ._moving import Ask, AttentionProbe, Shown, anchors_of, asks_of, scores_of
+from ._numbers import whole_number
+from .edit import load_editor, read_flag, read_number
+
+_COLUMNS = 6  # frames of a clip in results.png
+
+
+@command("evaluate_video", free_text=("judge",))
+def main(cfg: DictConfig, run: Run) -> None:
+    """Edit the clips, measure each, and give means with intervals over subjects."""
+    for key, least in (("n", 1), ("frames", 2), ("chunk", 1), ("steps", 1), ("resamples", 1)):
+        whole_number(cfg, key, least)
+    for key in ("n_ambiguous", "seed", "attention", "shown"):
+        whole_number(cfg, key, 0)
+    if cfg.split not in ("dev", "test"):
+        raise ValueError(f"split={cfg.split}: allowed are dev, test")
+    pipe = load_editor(cfg)
+    anchors: Any = cfg.anchors
+    if OmegaConf.is_config(anchors):
+        anchors = OmegaConf.to_container(anchors)
+    editor = VideoEditor(pipe, anchors, own=read_flag(cfg, "own"), chunk=cfg.chunk)
+    edit = {
+        "steps": cfg.steps,
+        "guidance": read_number(cfg, "guidance"),
+        "image_guidance": read_number(cfg, "image_guidance"),
+        "seed": cfg.seed,
+        "shared_noise": read_flag(cfg, "shared_noise"),
+    }
+    size = _size(cfg, pipe)
+    judges: list[nn.Module] = [EffLite0().to(pipe.device)]
+    given = read_text(cfg, "judge")
+    if given is not None:
+        judges.append(load_clip(given).to(pipe.device))
+    asks = _asks(cfg, size)
+    methods = methods_of(cfg)
+    settings = {
+        "model": str(cfg.model.source),
+        "model_sha256": digest([sha256(file) for file in model_files(pipe)]),
+        "scheduler": type(pipe.scheduler).__name__,
+        "anchors": anchors,
+        "own": cfg.own,
+        "chunk": cfg.chunk,
+        "frames": cfg.frames,
+        "size": size,
+        **edit,
+        "methods": {
+            str(name): OmegaConf.to_container(each, resolve=True)
+            for name, each in (cfg.get("method") or {}).items()
+        },
+    }
+    with apply(pipe, methods):
+        editor.anchors.scenes(cfg.frames, [0.0] * cfg.frames)  # too many anchors, or none there
+        run.info(device=str(pipe.device), seeds=[cfg.seed], settings=settings)
+        for file in [*model_files(pipe), EffLite0.weights_file()]:
+            run.used_file(file)
+        work = _Work(editor, run.dir / "clips", settings, edit)
+        rows: list[dict[str, Any]] = []
+        shown: list[tuple[Image.Image, str]] = []
+        for place, ask in enumerate(tqdm(asks, desc="clips", unit="clip")):
+            clip = ask.clip(cfg.frames, size)
+            edited = work.frames(place, clip, ask)
+            row = scores_of(clip, edited, ask.group, judges)
+            if _chosen(place, len(asks), cfg.attention):
+                row |= work.attention(clip, (size, size))
+            rows.append({"prompt": f"{ask.subject}: {clip.instruction}", "seed": cfg.seed} | row)
+            if _chosen(place, len(asks), cfg.shown):
+                shown += _cells(clip, edited)
+    names = list(dict.fromkeys(name for row in rows for name in row if "/" in name))
+    subjects = np.array([ask.subject for ask in asks])
+    for name in names:
+        values = np.array([row.get(name, np.nan) for row in rows])
+        known = np.isfinite(values)
+        found = bootstrap_mean(values[known], subjects[known], resamples=cfg.resamples)
+        run.log({name: found.value, f"{name}_n": found.n})
+        run.log({f"{name}_lo": found.low, f"{name}_hi": found.high, f"{name}_sd": found.sd})
+    work.log(run)
+    write_atomic(run.dir / "scores.csv", _csv(rows, names))
+    if shown:
+        write_png(run.dir / "results.png", grid(shown, _COLUMNS, least=64), settings)
+    if cfg.log_looks and cfg.split == "test":
+        _log_look(cfg, settings, len(asks))
+    for name in names:
+        value = bootstrap_mean(np.array([row[name] for row in rows if name in row])).value
+        print(f"{name:<36}{value:.4f}")
+
+
+class _Work:
+    """The clips under edit: made once, kept as folders of pictures."""
+
+    def __init__(
+        self, editor: VideoEditor, folder: Path, settings: dict[str, Any], edit: dict[str, Any]
+    ) -> None:
+        self._editor, self._folder, self._settings, self._edit = editor, folder, settings, edit
+        self._cost: dict[str, float] = {}
+        self._times: list[float] = []  # seconds a frame, of each clip made
+
+    def frames(self, place: int, clip: MovingStill, ask: Ask) -> Tensor:
+        """The edited clip (T, 3, H, W) in [0, 1]; edited now, unless it is there."""
+        output, note = self._folder / f"{place:04d}", self._folder / f"{place:04d}.json"
+        wanted = json.dumps([self._settings, ask.pair.index, ask.near and ask.near.index, ask.kind])
+        if not (note.is_file() and note.read_text(encoding="utf-8") == wanted):
+            for file in output.glob("*.png"):
+                file.unlink()
+            shown = Shown(clip, f"{place} {clip.name}")
+            with quiet():
+                self._make(shown, output, clip.instruction)
+            write_atomic(note, wanted)
+        pictures = [frame.pixels for frame in open_clip(output)]
+        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+
+    def attention(self, clip: MovingStill, size: tuple[int, int]) -> dict[str, float]:
+        """Where its attention lands: the clip is edited once more, and thrown away."""
+        shown = Shown(clip, f"attention {clip.name}")
+        found = scan(shown)
+        scenes = self._editor.anchors.scenes(len(found), found.changes)
+        factor = self._editor.pipe.vae_scale_factor
+        probe = AttentionProbe(clip, anchors_of(scenes), (size[0] // factor, size[1] // factor))
+        output = self._folder / "attention"
+        with quiet():
+            self._run(shown, output, clip.instruction, probe=probe)
+        for file in output.glob("*.png"):
+            file.unlink()
+        output.rmdir()
+        return probe.scores()
+
+    def log(self, run: Run) -> None:
+        """What a frame costs."""
+        if not self._times:
+            run.note("cost/seconds_per_frame", "all clips were there: nothing was made")
+            return
+        # The first was counted, which takes its time.
+        run.log({"cost/seconds_per_frame": float(np.median(self._times[1:] or self._times))})
+        run.log(self._cost)
+
+    def _make(self, shown: Shown, output: Path, instruction: str) -> None:
+        start = time.perf_counter()
+        if self._times:
+            made = self._run(shown, output, instruction)
+        else:  # the clips are of one size: what a frame costs is the same in all
+            with CostTracker(self._editor.pipe) as cost:
+                made = self._run(shown, output, instruction)
+            self._cost = cost.metrics(made)
+        self._times.append((time.perf_counter() - start) / made)
+
+    def _run(self, shown: Shown, output: Path, instruction: str, **more: Any) -> int:
+        resolution = max(shown.frames.shape[1:3])
+        made = self._editor.edit(
+            shown, output, instruction, resolution=resolution, **self._edit, **more
+        )
+        return made.frames
+
+
+def _asks(cfg: DictConfig, size: int) -> list[Ask]:
+    sources: dict[str, Sources] = {
+        "emoji": EmojiSources(read_domain(cfg, tones=True), "concepts", size)
+    }
+    if cfg.crops is not None:
+        sources["natural"] = CropSources(PaintedCrops(cfg.crops, "held_out"))
+    asks = []
+    for kind, each in sources.items():
+        asks += asks_of(each, kind, cfg.split, cfg.n, ambiguous=False)
+        if cfg.n_ambiguous:
+            asks += asks_of(each, kind, cfg.split, cfg.n_ambiguous, ambiguous=True)
+    if not asks:
+        raise ValueError(f"split={cfg.split}: no pair in it; allowed are dev, test")
+    return asks
+
+
+def _chosen(place: int, count: int, most: int) -> bool:
+    """Whether `place` is among at most `most` places spread evenly over `count`."""
+    return place in np.linspace(0, count - 1, min(most, count)).round()
+
+
+def _size(cfg: DictConfig, pipe: Any) -> int:
+    size = default_size(pipe)[0] if cfg.size is None else whole_number(cfg, "size", 16)
+    if size % pipe.vae_scale_factor:
+        raise ValueError(f"size={size}: must be a multiple of {pipe.vae_scale_factor} pixels")
+    return size
+
+
+def _cells(clip: MovingStill, edited: Tensor) -> list[tuple[Image.Image, str]]:
+    """Source, nearest target and edit of a few frames, a row each."""
+    errors = (clip.targets - edited).square().mean((1, 2, 3, 4))
+    rows = {
+        clip.instruction: clip.source,
+        "target": clip.targets[int(errors.argmin())],
+        "edit": edited,
+    }
+    times = np.linspace(0, len(edited) - 1, _COLUMNS).round().astype(int)
+    return [
+        (Image.fromarray((frames[t] * 255).byte().permute(1, 2, 0).numpy()), f"{name} {t}")
+        for name, frames in rows.items()
+        for t in times
+    ]
+
+
+def _csv(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["prompt", "seed", *names], lineterminator="\n", restval="nan")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _log_look(cfg: DictConfig, settings: dict[str, Any], clips: int) -> None:
+    logged = ("anchors", "own", "shared_noise", "steps", "guidance", "image_guidance", "seed")
+    what = {"command": "evaluate_video", "model": Path(settings["model"]).name, "clips": clips}
+    log_look(
+        what | {key: settings[key] for key in logged}, LOOKS.with_name("test_looks_videos.csv")
+    )

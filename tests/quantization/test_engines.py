@@ -1,0 +1,215 @@
+"""Integers that are executed, against integers written out and against full precision."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from quantization_models import draw, make_pipe, unet_inputs
+from torch import nn
+from torch._inductor.utils import run_and_get_code
+
+import edgegen
+from edgegen.cost import count
+from edgegen.quantization import executed, quantize_, torchao_quantized
+from edgegen.quantization.engines import Executor, inputs_of, int8_graph
+
+needs_torchao = pytest.mark.skipif(
+    importlib.util.find_spec("torchao") is None, reason="torchao is not installed"
+)
+
+
+def decibels(out: torch.Tensor, truth: torch.Tensor) -> float:
+    return float(10 * torch.log10(truth.square().sum() / (out - truth).square().sum()))
+
+
+def test_calls_become_batches(calls: Any) -> None:
+    """All samples in their order, each with its timestep; the last batch filled up."""
+    found = inputs_of(calls, 3)
+    samples = torch.cat([call.args[0] for call in calls])
+    times = [call.time for call in calls for _ in call.args[0]]
+    assert [len(each) for batch in found for each in batch] == [3] * (3 * len(found))
+    joined = torch.cat([batch[0] for batch in found])
+    assert torch.equal(joined[: len(samples)], samples)
+    assert torch.cat([batch[1] for batch in found])[: len(times)].tolist() == times
+    assert 0 <= len(joined) - len(samples) < 3
+    assert inputs_of([], 3) == []
+
+
+def test_any_number_of_samples() -> None:
+    """A graph for three samples, here the plain UNet, called with one, three and seven."""
+    unet = make_pipe().unet
+    executor = Executor(unet, 3, compiled=False)
+    for batch in (1, 3, 7):
+        sample, time, text = unet_inputs(batch)
+        with torch.no_grad():
+            expected = unet(sample, time, text).sample
+        torch.testing.assert_close(executor(sample, time, text), expected)
+
+
+class Layers(nn.Module):
+    """A linear layer and a convolution, in the form of a UNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.linear = nn.Conv2d(4, 16, 3, padding=1), nn.Linear(16, 12)
+
+    def forward(self, sample: Any, timestep: Any, text: Any, return_dict: bool = False) -> Any:
+        del timestep, return_dict
+        return self.linear(text), self.conv(sample)
+
+
+@pytest.fixture(scope="module")
+def layers() -> tuple[nn.Module, nn.Module, Any]:
+    layers = Layers().eval()
+    generator = torch.Generator().manual_seed(0)
+    inputs = (
+        torch.randn(2, 4, 8, 8, generator=generator),
+        torch.zeros(2),
+        torch.randn(2, 5, 16, generator=generator),
+    )
+    return layers, int8_graph(layers, [inputs]), inputs
+
+
+def quantized_inputs(graph: Any) -> dict[str, tuple[float, int]]:
+    """Scale and zero point of the inputs' quantizers, from the graph."""
+    found = {}
+    for node in graph.graph.nodes:
+        if "quantize_per_tensor" in str(node.target) and "dequantize" not in str(node.target):
+            found[str(node.args[0])] = (float(node.args[1]), int(node.args[2]))
+    return found
+
+
+def by_hand(layers: Any, graph: Any, inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """int32 accumulators of integers, and then the scales: linear layer and convolution."""
+    scales = quantized_inputs(graph)
+    made = []
+    for layer, x in ((layers.linear, inputs[2]), (layers.conv, inputs[0])):
+        name = next(
+            key for key in scales if ("text" if layer is layers.linear else "sample") in key
+        )
+        scale, zero = scales[name]
+        x_int = (x * (1.0 / scale)).round().add(zero).clamp(0, 255).int() - zero
+        dims = tuple(range(1, layer.weight.dim()))
+        w_scale = (layer.weight.detach().abs().amax(dims) / 127.5).clamp(min=1e-12)
+        shape = (-1, *(1,) * len(dims))
+        w_int = (layer.weight.detach() * (1.0 / w_scale.view(shape))).round().clamp(-128, 127).int()
+        if layer is layers.linear:
+            sums = F.linear(x_int.double(), w_int.double())
+            out = sums * scale * w_scale.double() + layer.bias.detach()
+        else:
+            sums = F.conv2d(x_int.double(), w_int.double(), padding=1)
+            out = sums * scale * w_scale.double().view(1, -1, 1, 1)
+            out = out + layer.bias.detach().view(1, -1, 1, 1)
+        assert torch.equal(sums, sums.round())
+        assert sums.abs().max() < 2**31
+        made.append(out)
+    return made[0], made[1]
+
+
+@needs_torchao
+def test_simulated_layers_are_those_integers(layers: Any) -> None:
+    plain, graph, inputs = layers
+    with torch.no_grad():
+        linear, conv = graph(*inputs, return_dict=False)
+    for out, expected in zip((linear, conv), by_hand(plain, graph, inputs), strict=True):
+        torch.testing.assert_close(out, expected.float(), rtol=1e-5, atol=1e-5)
+
+
+@needs_torchao
+@pytest.mark.slow
+def test_executed_layers_are_those_integers(layers: Any) -> None:
+    """Kernels give int32 sums with scales: the rounding of floats is all that differs."""
+    plain, graph, inputs = layers
+    torch._dynamo.reset()
+    run = torch.compile(graph, dynamic=False, options={"freezing": True})
+    with torch.no_grad():
+        (linear, conv), codes = run_and_get_code(run, *inputs, return_dict=False)
+    assert "qlinear" in "".join(codes)
+    assert "qconv" in "".join(codes)
+    for out, expected in zip((linear, conv), by_hand(plain, graph, inputs), strict=True):
+        torch.testing.assert_close(out, expected.float(), rtol=1e-5, atol=1e-5)
+
+
+@needs_torchao
+def test_a_pipeline_on_eight_bits(pipe: Any, calls: Any) -> None:
+    plain, names = draw(pipe), set(pipe.unet.state_dict())
+    cost = count(pipe.unet, *unet_inputs())
+    with executed(pipe, "simulated", batch=3, calls=calls):
+        out = draw(pipe)
+        sample = unet_inputs()
+        first = pipe.unet(*sample).sample
+        counted = count(pipe.unet, *sample)
+        assert torch.equal(pipe.unet(*sample, return_dict=False)[0], first)
+        with pytest.raises(ValueError, match="alone, not class_labels"):
+            pipe.unet(*sample, class_labels=torch.zeros(2))
+    assert 15 < decibels(out, plain) < 60  # a random network, whose guidance amplifies errors
+    assert counted.bops == 64 * cost.macs_conv_linear + 1024 * cost.total.attention
+    assert counted.stored_bytes < 0.4 * cost.stored_bytes
+    assert torch.equal(draw(pipe), plain)
+    assert set(pipe.unet.state_dict()) == names
+    assert count(pipe.unet, *unet_inputs()).bops == cost.bops
+
+
+@needs_torchao
+def test_torchao_configuration(pipe: Any) -> None:
+    plain, weight = draw(pipe), pipe.unet.mid_block.attentions[0].proj_in.weight
+    linear = pipe.unet.time_embedding.linear_1
+    expected = linear.weight.detach().clone()
+    x = torch.randn(3, linear.in_features, generator=torch.Generator().manual_seed(0))
+    before = linear(x)
+    with torchao_quantized(pipe, include=["unet.time_embedding.*"]) as paths:
+        assert paths == ["unet.time_embedding.linear_1", "unet.time_embedding.linear_2"]
+        assert type(linear.weight.data) is not torch.Tensor or linear.weight.dtype == torch.int8
+        step = expected.abs().amax(1) / 127
+        error = (linear(x) - before).abs()
+        assert error.max() > 0
+        assert (error <= 0.51 * step * x.abs().sum(1, keepdim=True)).all()
+    assert torch.equal(linear.weight, expected)
+    assert pipe.unet.mid_block.attentions[0].proj_in.weight is weight
+    assert torch.equal(draw(pipe), plain)
+    for settings, text in (
+        ({"config": "Int3"}, "config=Int3: allowed are "),
+        ({"settings": {"bit": 1}}, "settings=.*Int8WeightOnlyConfig"),
+        ({"include": ["unet.conv_in"]}, "fits no linear layer"),
+    ):
+        with pytest.raises(ValueError, match=text), torchao_quantized(pipe, **settings):
+            pass
+
+
+@needs_torchao
+def test_refusals(pipe: Any, calls: Any) -> None:
+    for settings, text in (
+        ({"engine": "tensorrt"}, "engine=tensorrt: allowed are inductor, simulated"),
+        ({"batch": 0}, "batch=0: must be"),
+        ({"calibration": {"step": 1}}, "calibration.step: unknown"),
+        ({"calls": []}, "holds no call of the UNet"),
+    ):
+        with pytest.raises(ValueError, match=text), executed(pipe, **settings):
+            pass
+    quantize_(pipe, "w8a8", calls=calls)
+    with pytest.raises(ValueError, match="is quantized already"), executed(pipe, calls=calls):
+        pass
+
+
+def test_runs_a_graph_of_its_own() -> None:
+    methods = {"int8": executed, "reuse": edgegen.clockwork}
+    with (
+        pytest.raises(ValueError, match="int8 and reuse cannot be combined: int8 runs a graph"),
+        edgegen.apply(None, methods),
+    ):
+        pass
+
+
+def test_without_torchao(pipe: Any, calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("torchao", "torchao.quantization", "torchao.quantization.pt2e"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=r"needs torchao .*edgegen\[engines\]"):
+        int8_graph(pipe.unet, inputs_of(calls, 2))
+    with pytest.raises(ValueError, match="needs torchao"), torchao_quantized(pipe):
+        pass
