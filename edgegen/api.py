@@ -21,6 +21,7 @@ from .quantization import (
     torchao_quantized,
 )
 from .reuse import clockwork, deepcache, faster_diffusion
+from .reuse.peers import deepcache_package, tgate_package
 from .video import VideoEditor
 
 __all__ = [
@@ -46,6 +47,8 @@ _SEAMS: dict[Any, str] = {
     clockwork: "steps",
     deepcache: "steps",
     faster_diffusion: "steps",
+    deepcache_package: "steps",
+    tgate_package: "steps",
 }
 _ORDER = ("weights", "graph", "attention", "steps")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageFilter
-from torch import Tensor
 from tqdm import tqdm
 
 from ..data.edit_pairs import Source, Sources
 from ..data.held_out_pairs import Pair
 from ..data.instructions import EDITS, family
+from ..media.pictures import read_picture
 from ..metrics.quality.edit_score import EditScore, pointed_at
 from ..metrics.quality.efflite0 import EffLite0, picture_features
 from ..metrics.quality.paired import feature_errors
+from ..metrics.quality.pictures import as_floats
 from ..metrics.quality.reference import psnr
 from ..runs.pictures import picture_name, read_settings, write_png
 from ..sampling.generate import noise_generator
@@ -87,7 +88,7 @@ def draw_edits(
                 if missing[place]:
                     write_png(files[place], image, own[place])
                     bar.update()
-    return [_read(file) for file in files]
+    return [read_picture(file) for file in files]
 
 
 def _edited(
@@ -104,11 +105,6 @@ def _edited(
         ).images
 
 
-def _read(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
-
-
 @torch.inference_mode()
 def rendered(pipe: DiffusionPipeline, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The pictures as the autoencoder gives them back, (S, S, 3) uint8 each."""
@@ -116,7 +112,7 @@ def rendered(pipe: DiffusionPipeline, pictures: Sequence[np.ndarray]) -> list[np
     for start in range(0, len(pictures), _BATCH):
         part = list(pictures[start : start + _BATCH])
         part += [part[-1]] * (_BATCH - len(part))
-        tensor = _floats(part).to(vae.device, vae.dtype) * 2 - 1
+        tensor = as_floats(part).to(vae.device, vae.dtype) * 2 - 1
         code = vae.encode(tensor)
         latents = code.latent_dist.mode() if hasattr(code, "latent_dist") else code.latents
         back = (vae.decode(latents).sample.float().cpu() / 2 + 0.5).clamp(0, 1)
@@ -161,10 +157,10 @@ def score(
     shown["autoencoder"] = rendered(pipe, shown["target"])
     features = {kind: picture_features(judge, pictures) for kind, pictures in shown.items()}
     origins = picture_features(judge, rendered(pipe, shown["source"]))
-    truth = _floats(shown["target"])
+    truth = as_floats(shown["target"])
     decibels, distances = {}, {}
     for kind in [kind for kind in shown if kind != "target"]:
-        decibels[kind] = psnr(_floats(shown[kind]), truth).numpy()
+        decibels[kind] = psnr(as_floats(shown[kind]), truth).numpy()
         distances[kind] = feature_errors(features[kind], features["target"]).numpy()
     options = [_options(ask.source) for ask in asks]
     candidates = picture_features(
@@ -205,7 +201,3 @@ def _nearest(ask: Ask, edit: np.ndarray) -> str:
 
 def _error(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.square(first.astype(np.float32) - second).mean())
-
-
-def _floats(pictures: Iterable[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(list(pictures))).permute(0, 3, 1, 2).float() / 255

@@ -143,11 +143,17 @@ def sampling_settings(
     if (image := read_text(cfg, "image")) is not None:
         settings |= {"image": image, "image_sha256": sha256(Path(image))}
         settings["image_guidance"] = cfg.image_guidance
-    if methods := _method_configs(cfg):
-        settings["methods"] = {
-            name: OmegaConf.to_container(each, resolve=True) for name, each in methods.items()
-        }
+    if methods := method_settings(cfg):
+        settings["methods"] = methods
     return settings
+
+
+def method_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Each method's name and all its settings, as JSON can hold them."""
+    return {
+        name: OmegaConf.to_container(each, resolve=True)
+        for name, each in _method_configs(cfg).items()
+    }
 
 
 def _method_configs(cfg: DictConfig) -> dict[str, DictConfig]:

@@ -17,6 +17,7 @@ from ..data.held_out_pairs import Pair, held_out_pairs
 from ..data.moving_stills import MovingStill, Still, move
 from ..media.clips import Frame
 from ..metrics.quality.backbone import features_of, name_of
+from ..metrics.quality.pictures import as_floats
 from ..metrics.video.correspondence import landing, token_grid, token_places
 from ..metrics.video.embeddings import frame_consistency, tem_con
 from ..metrics.video.pixels import flicker, known_warp_error
@@ -82,12 +83,8 @@ def _near(sources: Sources, pairs: Sequence[Pair], place: int) -> Pair | None:
 
 
 def _still(source: Source, text: str, answers: Sequence[str]) -> Still:
-    targets = torch.stack([_floats(source.target(name)) for name in answers])
-    return Still(source.subject, text, _floats(source.picture), targets)
-
-
-def _floats(picture: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+    targets = as_floats(source.target(name) for name in answers)
+    return Still(source.subject, text, as_floats([source.picture])[0], targets)
 
 
 class Shown:

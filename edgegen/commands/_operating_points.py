@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers import DiffusionPipeline
 from omegaconf import DictConfig
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from ..api import apply
+from ..media.pictures import read_picture
 from ..metrics.quality.backbone import features_of
 from ..metrics.quality.bootstrap import Estimate, bootstrap_mean, paired_difference
 from ..metrics.quality.paired import feature_errors, pixel_errors
+from ..metrics.quality.pictures import as_floats
 from ..metrics.quality.truths import pipeline_truths
 from ..reuse import Stage, clockwork
 from ..runs.atomic import write_atomic
@@ -83,7 +83,7 @@ def operating_points(
             cache=cfg.cache,
             batch=cfg.batch_size,
         )
-    truth = as_pictures(solved)
+    truth = as_floats(solved)
     truth_features = features_of(judge, truth)
 
     def errors(steps: int, clock: int) -> dict[str, np.ndarray]:
@@ -97,7 +97,7 @@ def operating_points(
         pictures = pictures_of(run.dir / "images" / name, asks, [cfg.seed], own)
         with apply(pipe, methods):
             draw(pipe, pictures, cfg.batch_size, description=name)
-        drawn = as_pictures(np.stack([_read(each.file) for each in pictures]))
+        drawn = as_floats(read_picture(each.file) for each in pictures)
         found = (
             pixel_errors(drawn, truth),
             feature_errors(features_of(judge, drawn), truth_features),
@@ -182,13 +182,3 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(path, text.getvalue())
-
-
-def as_pictures(arrays: np.ndarray) -> Tensor:
-    """(N, H, W, 3) uint8 → (N, 3, H, W) floats in [0, 1]."""
-    return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 255
-
-
-def _read(file: Any) -> np.ndarray:
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..api import apply
 from ..cost.latency import Reading, series
+from ..media.pictures import read_picture
 from ..metrics.quality.paired import PairedError
 from ..metrics.quality.samples import SampleMetric
 from ..metrics.quality.text import ClipScore
@@ -74,7 +75,9 @@ def main(cfg: DictConfig, run: Run) -> None:
         if cfg.memory:
             load = {"source": cfg.model.source, "scheduler": cfg.scheduler}
             measure_memory(figures, methods, task, load | {"device": str(pipe.device)})
-    pictures = {label: np.stack([_read(each.file) for each in row]) for label, row in made.items()}
+    pictures = {
+        label: np.stack([read_picture(each.file) for each in row]) for label, row in made.items()
+    }
     files = {label: [each.file for each in row] for label, row in made.items()}
     if error is not None:
         truth = _truth(cfg, task)
@@ -182,11 +185,6 @@ def _keep(
         write_png(folder / picture_name(index), Image.fromarray(picture), note | {"index": index})
         for index, picture in enumerate(truth)
     ]
-
-
-def _read(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def _write(

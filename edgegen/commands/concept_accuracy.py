@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..api import apply
 from ..data.emoji import STYLES
+from ..media.pictures import read_picture
 from ..metrics.quality.efflite0 import EffLite0, picture_features
 from ..runs.looks import log_look
 from ..runs.pictures import grid, write_png
@@ -78,7 +79,7 @@ def main(cfg: DictConfig, run: Run) -> None:
             draw(pipe, pictures, cfg.batch_size, description=f"guidance {guidance:g}")
             made[guidance] = [each.file for each in pictures]
             features = picture_features(
-                EffLite0().to(pipe.device), map(_read, tqdm(made[guidance], desc="judging"))
+                EffLite0().to(pipe.device), map(read_picture, tqdm(made[guidance], desc="judging"))
             )
             judge = AskedPictures(real, asks)
             scores[guidance] = judge.score(features, len(seeds), cfg.nearest)
@@ -131,11 +132,6 @@ def _guidances(cfg: DictConfig, pipe: DiffusionPipeline) -> list[float]:
     return list(dict.fromkeys(found))
 
 
-def _read(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
-
-
 def _log_look(
     cfg: DictConfig, settings: Mapping[str, Any], found: Mapping[str, float], guidance: float
 ) -> None:
@@ -165,7 +161,7 @@ def _sheet(
     cells = []
     for number in sorted(rng.choice(len(files), min(shown, len(files)), replace=False).tolist()):
         caption, copy = divmod(number, correct.shape[1])
-        image = Image.fromarray(_read(files[number]))
+        image = Image.fromarray(read_picture(files[number]))
         pair = Image.new("RGB", (2 * image.width, image.height), "white")
         pair.paste(image, (0, 0))
         drawing = Image.fromarray(real.pixels[asks[caption]])

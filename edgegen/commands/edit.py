@@ -20,7 +20,7 @@ from ..runs.environment import sha256
 from ..runs.record import Run
 from ..sampling.generate import cut_off
 from ..video import Edited, VideoEditor
-from ._generation import methods_of, model_files, quiet, read_text
+from ._generation import method_settings, methods_of, model_files, quiet, read_text
 from ._main import command
 from ._numbers import whole_number
 
@@ -57,10 +57,7 @@ def main(cfg: DictConfig, run: Run) -> None:
         "seed": whole_number(cfg, "seed", 0),
         "shared_noise": read_flag(cfg, "shared_noise"),
     }
-    attached = {
-        str(name): OmegaConf.to_container(each, resolve=True)
-        for name, each in (cfg.get("method") or {}).items()
-    }
+    attached = method_settings(cfg)
     if lost := cut_off(pipe, instruction):
         print(f"the instruction is too long; cut off: {lost[:200]!r}", file=sys.stderr)
     bar = _Bar(run)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionInstructPix2PixPipeline
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 
 from ..api import apply, load
@@ -24,7 +24,7 @@ from ..runs.record import Run
 from ..sampling.generate import default_size
 from ._domain import read_domain
 from ._edited import Ask, asks_of, draw_edits, score
-from ._generation import digest, methods_of, model_files, quiet
+from ._generation import digest, method_settings, methods_of, model_files, quiet
 from ._main import command
 from ._numbers import whole_number
 
@@ -53,10 +53,7 @@ def main(cfg: DictConfig, run: Run) -> None:
         "steps": cfg.steps,
         **scales,
         "seed": cfg.seed,
-        "methods": {
-            str(name): OmegaConf.to_container(each, resolve=True)
-            for name, each in (cfg.get("method") or {}).items()
-        },
+        "methods": method_settings(cfg),
     }
     judge = EffLite0().to(pipe.device)
     found: dict[str, dict[str, float]] = {}

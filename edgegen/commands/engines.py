@@ -15,7 +15,7 @@ from ..cost.latency import Ratio, interleaved, paired_ratio, series, timing
 from ..cost.summary import text_table
 from ..quantization import CalibrationSpec
 from ..quantization.calibration import draw_calls
-from ..quantization.engines import Executor, Inputs, inputs_of, int8_graph
+from ..quantization.engines import Executor, Inputs, frozen, inputs_of, int8_graph
 from ..runs.atomic import write_atomic
 from ..runs.record import Run
 from ..runs.sensitivity_report import decibels
@@ -26,7 +26,6 @@ from ._prompts import read_prompts
 
 _BASE = "eager"
 _ENGINES = (_BASE, "compiled", "bf16", "int8")
-_COMPILED: Any = {"dynamic": False, "options": {"freezing": True}}  # weights become constants
 
 Engine = Callable[..., torch.Tensor]
 
@@ -79,7 +78,7 @@ def _engine(name: str, unet: Any, seen: Sequence[Inputs], batch: int) -> Engine:
     if name == "int8":
         made: Engine = Executor(int8_graph(unet, seen), batch, compiled=True)
     else:
-        forward = unet.forward if name == _BASE else torch.compile(unet.forward, **_COMPILED)
+        forward = unet.forward if name == _BASE else frozen(unet.forward)
 
         def made(*inputs: torch.Tensor) -> torch.Tensor:
             with torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16"):

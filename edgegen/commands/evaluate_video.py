@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from ..data.painting import PaintedCrops
 from ..media.clips import open_clip
 from ..metrics.quality.bootstrap import bootstrap_mean
 from ..metrics.quality.efflite0 import EffLite0
+from ..metrics.quality.pictures import as_floats
 from ..metrics.quality.text import load_clip
 from ..runs.atomic import write_atomic
 from ..runs.environment import sha256
@@ -35,7 +35,7 @@ from ..sampling.generate import default_size
 from ..video import VideoEditor
 from ..video.frames import scan
 from ._domain import read_domain
-from ._generation import digest, methods_of, model_files, quiet, read_text
+from ._generation import digest, method_settings, methods_of, model_files, quiet, read_text
 from ._main import command
 from ._moving import Ask, AttentionProbe, Shown, anchors_of, asks_of, scores_of
 from ._numbers import whole_number
@@ -82,10 +82,7 @@ def main(cfg: DictConfig, run: Run) -> None:
         "frames": cfg.frames,
         "size": size,
         **edit,
-        "methods": {
-            str(name): OmegaConf.to_container(each, resolve=True)
-            for name, each in (cfg.get("method") or {}).items()
-        },
+        "methods": method_settings(cfg),
     }
     with apply(pipe, methods):
         editor.anchors.scenes(cfg.frames, [0.0] * cfg.frames)  # too many anchors, or none there
@@ -144,8 +141,7 @@ class _Work:
             with quiet():
                 self._make(shown, output, clip.instruction)
             write_atomic(note, wanted)
-        pictures = [frame.pixels for frame in open_clip(output)]
-        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+        return as_floats(frame.pixels for frame in open_clip(output))
 
     def attention(self, clip: MovingStill, size: tuple[int, int]) -> dict[str, float]:
         """Where its attention lands: the clip is edited once more, and thrown away."""

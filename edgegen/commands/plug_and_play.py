@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
 from PIL import Image
 from tqdm import tqdm
@@ -21,6 +20,7 @@ from ..data.evaluation import evaluation_pictures
 from ..data.views import BACKGROUNDS, composite
 from ..media.pictures import read_picture
 from ..metrics.quality.paired import PairedError
+from ..metrics.quality.pictures import as_floats
 from ..metrics.quality.text import ClipScore, DirectionalSimilarity
 from ..runs.pictures import grid, picture_name, read_settings, write_png
 from ..runs.record import Run
@@ -102,7 +102,7 @@ def main(cfg: DictConfig, run: Run) -> None:
         _start(run, pipe, settings)
         for name in ("tflops_all", "tflops_conv_linear", "seconds_per_image"):
             run.note(f"cost/{name}", "all pictures were there")
-    _judge(run, edits, [_read(file) for file in files])
+    _judge(run, edits, [read_picture(file) for file in files])
     print("\n".join(f"{name:<36} {value:>10.4g}" for name, value in run.metrics.items() if value))
     print(f"{len(edits)} pictures in {run.dir / 'images'}")
 
@@ -140,7 +140,7 @@ def _edit(emoji: EmojiSet, place: int) -> Edit:
 def _draw(pipe: Any, edits: Sequence[Edit], size: int, how: dict[str, Any]) -> list[Image.Image]:
     """In batches of one size, the last one filled up, so that no picture depends on the others."""
     filled = [*edits, *[edits[-1]] * (size - len(edits))]
-    pictures = _floats([edit.source for edit in filled]) * 2 - 1
+    pictures = as_floats([edit.source for edit in filled]) * 2 - 1
     return plug_and_play(pipe, pictures, [edit.prompt for edit in filled], **how)[: len(edits)]
 
 
@@ -164,7 +164,7 @@ def _judge(run: Run, edits: Sequence[Edit], pictures: Sequence[np.ndarray]) -> N
     write_png(run.dir / "grid.png", grid([*cells, *after[:_SHOWN]], len(cells)), {})
     if len({edit.source.shape for edit in edits}) > 1:
         return
-    sources, drawn = _floats([edit.source for edit in edits]), _floats(pictures)
+    sources, drawn = as_floats([edit.source for edit in edits]), as_floats(pictures)
     kept = PairedError()
     kept.update(drawn, sources)
     names = {
@@ -183,12 +183,3 @@ def _judge(run: Run, edits: Sequence[Edit], pictures: Sequence[np.ndarray]) -> N
     direction.update(sources, drawn, captions, prompts)
     for metric in (text, direction):
         run.log({name: value.item() for name, value in metric.compute().items()})
-
-
-def _read(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def _floats(pictures: Sequence[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255

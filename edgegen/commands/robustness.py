@@ -18,6 +18,7 @@ from ..metrics.quality.backbone import features_of
 from ..metrics.quality.bootstrap import bootstrap_mean
 from ..metrics.quality.efflite0 import EffLite0
 from ..metrics.quality.paired import feature_errors, pixel_errors
+from ..metrics.quality.pictures import as_floats
 from ..reuse import Stage
 from ..reuse.levels import LevelMoves, LevelNoise, visit_levels
 from ..runs.heatmap import HeatMap, write_heatmaps
@@ -37,7 +38,6 @@ from ._numbers import whole_number
 from ._operating_points import (
     ERRORS,
     OperatingPoint,
-    as_pictures,
     operating_points,
     write_csv,
 )
@@ -99,7 +99,7 @@ def _levels(
                 [(cfg.seed, index) for _, index in batch],
                 **{key: settings[key] for key in ("steps", "guidance", "height", "width")},
             )
-        return as_pictures(np.stack([np.asarray(image.convert("RGB")) for image in images]))
+        return as_floats(np.asarray(image.convert("RGB")) for image in images)
 
     moves = LevelMoves()
     with visit_levels(pipe, moves) as levels:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from .modules import StreamDataModule, _Views
+from .modules import StreamDataModule, Views
 from .stream import Stream
 
 END = "<|end|>"  # of a docstring
@@ -140,7 +140,7 @@ class DocumentationData(StreamDataModule):
         self.train_set = Stream(list(range(len(self._train) // self.length)), self.view, self.seed)
         places = range(0, len(held_out) - self.length, self.length)
         windows = [held_out[place : place + self.length + 1] for place in places]
-        self.validation_sets["text"] = _Views(windows, torch.from_numpy)
+        self.validation_sets["text"] = Views(windows, torch.from_numpy)
         text = END.join([*train, END, *test])
         self.about = {
             "packages": {name: _origin(name) for name in self.packages},

@@ -73,7 +73,7 @@ class StreamDataModule(lightning.LightningDataModule):
         self.samples_seen, self._step = state_dict["samples_seen"], None
 
 
-class _Views(Dataset):
+class Views(Dataset):
     """Fixed items seen through a function: for validation."""
 
     def __init__(self, items: Sequence[Any], view: Callable[[Any], Any]) -> None:
@@ -133,7 +133,7 @@ class PictureData(StreamDataModule):
             :: max(1, len(emoji.indices("concepts")) // self.validation_samples)
         ]
         white = np.array(BACKGROUNDS["white"])
-        self.validation_sets["emoji"] = _Views(
+        self.validation_sets["emoji"] = Views(
             concepts, lambda i: to_tensor(composite(self.rgba[i], white))
         )
         if test:
@@ -142,7 +142,7 @@ class PictureData(StreamDataModule):
                 photos.random_crop(test[i % len(test)], 64, rng)
                 for i in range(self.validation_samples)
             ]
-            self.validation_sets["photos"] = _Views(crops, to_tensor)
+            self.validation_sets["photos"] = Views(crops, to_tensor)
 
     def view(self, index: int, rng: np.random.Generator) -> Tensor:
         if self.frames and rng.random() < self.photo_fraction:
@@ -189,7 +189,7 @@ class CaptionData(StreamDataModule):
         self.train_set = Stream(self.emoji.indices("train"), self.view, self.seed)
         for split in ("cells", "concepts"):
             items = [i for i in self.emoji.indices(split) if self.emoji.pictures[i].tone == 0]
-            self.validation_sets[split] = _Views(items, self.plain_view)
+            self.validation_sets[split] = Views(items, self.plain_view)
 
     def tokens(self, caption: str) -> Tensor:
         ids = self.tokenizer(caption, padding="max_length", truncation=True).input_ids

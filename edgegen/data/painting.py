@@ -128,7 +128,9 @@ def build_crops(
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != index:
         raise ValueError(f"{folder}: holds crops made of other files or settings; use a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
     for split in SPLITS:
         count = index["counts"][split]
         if len(list((folder / split).glob("*.safetensors"))) < -(-count // SHARD):

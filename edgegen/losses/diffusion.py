@@ -38,8 +38,31 @@ def denoising_loss(
     kind: Prediction,
     gamma: float | None = 5.0,
 ) -> Tensor:
-    """Weighted mean squared error of a batch, scalar. `gamma=None` weighs all steps alike."""
+    """`weighted_error` to the denoising target, scalar."""
     target = denoising_target(sample, noise, alpha_bar, kind)
+    return weighted_error(prediction, target, alpha_bar, kind, gamma)
+
+
+def weighted_error(
+    prediction: Tensor,
+    target: Tensor,
+    alpha_bar: Tensor,
+    kind: Prediction,
+    gamma: float | None = None,
+) -> Tensor:
+    """Mean squared error of a batch with Min-SNR weights, scalar, in float32.
+
+    Args:
+        prediction, target: ε or v, (B, C, H, W).
+        alpha_bar: ᾱ of each sample, (B,).
+        kind: which of the two they are.
+        gamma: of the weights; None weighs all steps alike.
+
+    Raises ValueError for two shapes.
+    """
+    if prediction.shape != target.shape:
+        shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"predictions must have one shape, got {shapes}")
     error = (prediction.float() - target.float()).square().flatten(1).mean(1)
     if gamma is not None:
         error = error * min_snr_weight(alpha_bar, kind, gamma)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
@@ -37,30 +36,6 @@ def autoencoder(folder: str | Path) -> AutoencoderKL:
 def unet(folder: str | Path) -> UNet2DConditionModel:
     """The UNet2DConditionModel in a folder, in a pipeline's, or of an embedded model; float32."""
     return _part(UNet2DConditionModel, _folder(folder, "unet"))
-
-
-def editor_unet(
-    folder: str | Path, sample_size: int | None = None, trained: bool = True
-) -> UNet2DConditionModel:
-    """A UNet for InstructPix2Pix made of a text-to-image one, as `unet` finds it; float32.
-
-    It takes the source's latents beside the noisy ones. The weights of its first convolution for
-    them are zero, so at first it does what it did without (Brooks et al. 2023, section 3.2).
-
-    Args:
-        sample_size: side of the latents that it will be trained for; null: as before.
-        trained: false for random weights in the same architecture.
-    """
-    base = unet(folder)
-    channels = base.config.in_channels
-    sizes = {"in_channels": 2 * channels, "sample_size": sample_size or base.config.sample_size}
-    editor = UNet2DConditionModel.from_config({**base.config, **sizes})
-    if trained:
-        weights = base.state_dict()
-        first = weights["conv_in.weight"]
-        weights["conv_in.weight"] = torch.cat([first, torch.zeros_like(first)], 1)
-        editor.load_state_dict(weights)
-    return editor
 
 
 def clip(folder: str | Path) -> CLIPModel:

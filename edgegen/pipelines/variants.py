@@ -1,4 +1,4 @@
-"""UNets made of another one's weights: without its costliest attention, or with one more input."""
+"""UNets made of another one's weights: without its costliest attention, or with more inputs."""
 
 from __future__ import annotations
 
@@ -56,8 +56,32 @@ def with_guidance_input(unet: UNet2DConditionModel, width: int = 256) -> UNet2DC
     return changed
 
 
+def editor_unet(
+    folder: str | Path, sample_size: int | None = None, trained: bool = True
+) -> UNet2DConditionModel:
+    """A UNet for InstructPix2Pix made of a text-to-image one, as `parts.unet` finds it; float32.
+
+    It takes the source's latents beside the noisy ones. The weights of its first convolution for
+    them are zero, so at first it does what it did without (Brooks et al. 2023, section 3.2).
+
+    Args:
+        sample_size: side of the latents that it will be trained for; null: as before.
+        trained: false for random weights in the same architecture.
+    """
+    base = read_unet(folder)
+    channels = base.config.in_channels
+    size = sample_size or base.config.sample_size
+    editor = _of(dict(base.config), in_channels=2 * channels, sample_size=size)
+    if trained:
+        weights = base.state_dict()
+        first = weights["conv_in.weight"]
+        weights["conv_in.weight"] = torch.cat([first, torch.zeros_like(first)], 1)
+        editor.load_state_dict(weights)
+    return editor
+
+
 def _of(config: dict[str, Any], **changes: Any) -> UNet2DConditionModel:
     """A UNet of a changed configuration, in float32."""
     public = {key: value for key, value in config.items() if not key.startswith("_")}
-    with torch.random.fork_rng(devices=[]):  # the weights are replaced: no draw may be lost
+    with torch.random.fork_rng(devices=[]):  # no draw of the caller may be lost
         return UNet2DConditionModel.from_config(public | changes)

@@ -105,8 +105,7 @@ class Executor:
         self.graph = graph
         self._run: Callable[..., Any] = graph
         if compiled:
-            # Weights become constants, laid out as the kernels want them.
-            self._run = torch.compile(graph, dynamic=False, options={"freezing": True})
+            self._run = frozen(graph)
 
     @torch.no_grad()
     def __call__(
@@ -121,6 +120,23 @@ class Executor:
             out = self._run(*filled, return_dict=False)[0]
             parts.append(out[: len(chunk[0])])
         return torch.cat(parts).to(sample.dtype)
+
+
+def frozen(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function compiled for one shape, its weights constants that are laid out for the kernels.
+
+    `freezing` must be set while it is called: as an option of `torch.compile` it comes too late for
+    weights to be seen as constants, and int8 kernels are then refused.
+    """
+    from torch._inductor import config as inductor_config  # takes a second to import
+
+    compiled = torch.compile(function, dynamic=False)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with inductor_config.patch(freezing=True):
+            return compiled(*args, **kwargs)
+
+    return run
 
 
 def int8_graph(unet: nn.Module, batches: Sequence[Inputs]) -> nn.Module:
@@ -207,4 +223,4 @@ def _pt2e() -> tuple[Any, Any]:
 
 def missing(what: str) -> str:
     """What to say where torchao is not there."""
-    return f"{what} needs torchao 0.17 or later: pip install 'edgegen[engines]'"
+    return f"{what} needs torchao 0.18 or later: pip install 'edgegen[engines]'"

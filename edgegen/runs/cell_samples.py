@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from PIL import Image
 
 from ..api import load
 from ..cost.latency import paired_ratio
+from ..media.pictures import read_picture
 from ..metrics.quality.bootstrap import Estimate, bootstrap_mean, paired_difference
 from ..metrics.quality.efflite0 import EffLite0
 from ..metrics.quality.paired import paired_errors
+from ..metrics.quality.pictures import as_floats
 from ..metrics.quality.truths import pipeline_truths
 from .finished import Row, from_csv
 from .fronts import hypervolume_gain
@@ -103,7 +104,7 @@ def add_errors_to_base(
         files, asked = _pictures(cells / row["cell"], most)
         if [_noise(each) for each in asked] != [_noise(each) for each in made]:
             raise ValueError(f"cell {row['cell']}: made with other prompts or noise than {base}'s")
-        errors = paired_errors(_floats([_read(file) for file in files]), truth, backbone)
+        errors = paired_errors(as_floats([read_picture(file) for file in files]), truth, backbone)
         new: Row = {}
         for name, column in zip(("rmse", "efflite0"), errors.T.cpu().numpy(), strict=True):
             new |= _columns(f"quality/base_{name}", bootstrap_mean(column, prompts))
@@ -252,7 +253,7 @@ def _truth(
         steps=steps,
         cache=config["cache"],
     )
-    return asked, _floats(list(truth)), np.array([each["prompt"] for each in asked])
+    return asked, as_floats(truth), np.array([each["prompt"] for each in asked])
 
 
 def _pictures(folder: Path, most: int) -> tuple[list[Path], list[dict[str, Any]]]:
@@ -273,12 +274,3 @@ def _columns(name: str, estimate: Estimate) -> Row:
 
 def _there(cells: Path, row: Row) -> bool:
     return row.get("cell") is not None and (cells / str(row["cell"]) / "run.json").is_file()
-
-
-def _read(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def _floats(pictures: Sequence[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
 from tqdm import tqdm
 
 from ..api import Method, apply
@@ -19,6 +18,7 @@ from ..cost import CostTracker
 from ..cost.energy import estimated_joules, rapl
 from ..cost.latency import Meter, Reading, interleaved, paired_ratio, series, timing
 from ..metrics.quality.bootstrap import paired_difference
+from ..metrics.quality.pictures import as_floats
 from ..metrics.quality.samples import SampleMetric
 from ..sampling.generate import sample
 from .memory import generation, peak_memory
@@ -213,8 +213,8 @@ def judge(
             part = slice(start, start + _BATCH)
             other = beside[part]
             metric.update(
-                _floats(shown[part], metric),
-                _floats(other, metric) if isinstance(other, np.ndarray) else other,
+                as_floats(shown[part]).to(metric.device),
+                as_floats(other).to(metric.device) if isinstance(other, np.ndarray) else other,
                 torch.arange(len(shown))[part],
             )
         found = {name: value.item() for name, value in metric.compute().items()}
@@ -245,7 +245,3 @@ def _clock(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _floats(pictures: np.ndarray, metric: SampleMetric) -> Tensor:
-    return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255).to(metric.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def guided(without: Tensor, given: Tensor, scale: float | Tensor) -> Tensor:
+def guide(without: Tensor, given: Tensor, scale: float | Tensor) -> Tensor:
     """ε(∅) + s·(ε(c) − ε(∅)) of two (B, C, H, W); the scale is a number or (B,)."""
     if isinstance(scale, Tensor):
         scale = scale.view(-1, *[1] * (given.ndim - 1))
@@ -25,6 +25,8 @@ def guidance_embedding(scale: Tensor, width: int) -> Tensor:
     """
     if width < 4:
         raise ValueError(f"width={width}: must be 4 or more")
+    # `get_timestep_embedding` of diffusers rounds its frequencies otherwise, which at angles of
+    # thousands is no longer what a pipeline hands over.
     half = width // 2
     frequencies = torch.exp(-math.log(10000.0) / (half - 1) * torch.arange(half).to(scale))
     angles = 1000 * (scale - 1)[:, None] * frequencies

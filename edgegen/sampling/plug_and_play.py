@@ -15,7 +15,7 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler
 from PIL import Image
 from torch import Tensor, nn
 
-from .guidance import guided
+from .guidance import guide
 from .steps import StepClock, step_clock
 
 BRANCHES = 3
@@ -153,7 +153,7 @@ def _generate(
             batch = torch.cat([path[time], latents, latents])
             output = pipe.unet(batch, time, encoder_hidden_states=text, return_dict=False)[0]
         _, without, given = output.chunk(BRANCHES)
-        moved = scheduler.step(guided(without, given, guidance), time, latents, return_dict=False)
+        moved = scheduler.step(guide(without, given, guidance), time, latents, return_dict=False)
         latents = moved[0]
         clock.tick()
     return latents

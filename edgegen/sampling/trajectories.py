@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .guidance import guide
+
 
 @dataclass(frozen=True)
 class Step:
@@ -80,7 +82,7 @@ def denoise(
             )[0].to(noise.dtype)
             if guided:
                 without, given = output.chunk(2)
-                output = without + guidance * (given - without)
+                output = guide(without, given, guidance)
             following = scheduler.step(output, time, latents, **draws, return_dict=False)[0]
         yield Step(index, time, latents, output, following)
         latents = following

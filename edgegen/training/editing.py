@@ -15,7 +15,7 @@ class EditingModule(DenoisingModule):
 
     Batches are (source, target, tokens) as `data.edit_latents.EditData` gives them; the data drops
     instruction and source for the two guidance scales. The UNet takes twice the latent channels
-    (`pipelines.parts.editor_unet`). Arguments as of `DenoisingModule`.
+    (`pipelines.variants.editor_unet`). Arguments as of `DenoisingModule`.
     """
 
     kind = StableDiffusionInstructPix2PixPipeline

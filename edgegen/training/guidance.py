@@ -9,10 +9,9 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
-from ..losses.diffusion import diffuse
-from ..losses.guidance import guidance_loss
+from ..losses.diffusion import diffuse, weighted_error
 from ..pipelines.variants import with_guidance_input
-from ..sampling.guidance import guidance_embedding, guided
+from ..sampling.guidance import guidance_embedding, guide
 from .denoising import DenoisingModule
 from .optimization import step_generator
 
@@ -85,13 +84,13 @@ class GuidanceModule(DenoisingModule):
                 return_dict=False,
             )[0]
             without, given = both.chunk(2)
-            target = guided(without, given, scale)
+            target = guide(without, given, scale)
         condition = None if self.width is None else guidance_embedding(scale, self.width)
         output = self._forward[0](
             noisy, timesteps, text, timestep_cond=condition, return_dict=False
         )[0]
         kind = self.scheduler.config.prediction_type
-        loss = guidance_loss(output, target, alpha_bar, kind, self.gamma)
+        loss = weighted_error(output, target, alpha_bar, kind, self.gamma)
         self.log("train/loss", loss)
         return loss
 

@@ -106,12 +106,23 @@ def optimizer_and_schedule(
         groups.append({"params": hidden, "weight_decay": weight_decay, "muon": True})
     kind = Muon if hidden else torch.optim.AdamW
     optimizer = kind(groups, lr=lr, betas=betas, foreach=True)
+    return with_schedule(optimizer, schedule, warmup, steps, schedule_options)
+
+
+def with_schedule(
+    optimizer: torch.optim.Optimizer,
+    schedule: str,
+    warmup: int,
+    steps: int,
+    options: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What `configure_optimizers` returns for an optimiser; see `optimizer_and_schedule`."""
     scheduler = get_scheduler(
         schedule,
         optimizer,
         num_warmup_steps=warmup,
         num_training_steps=steps,
-        scheduler_specific_kwargs=dict(schedule_options or {}),
+        scheduler_specific_kwargs=dict(options or {}),
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -9,14 +9,13 @@ from typing import Any, Protocol
 
 import lightning
 import torch
-from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from ..quantization import Call, Spec, parse_spec
 from ..quantization.qat import Learning, fuse_, learn_
 from .footprint import footprint, peak_memory
-from .optimization import step_generator
+from .optimization import step_generator, with_schedule
 
 
 class Task(Protocol):
@@ -152,7 +151,4 @@ def _adam(
     groups = [{"params": weights, "lr": lr}, {"params": scales, "lr": lr_scales}]
     groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.Adam(groups, betas=betas, foreach=True)
-    scheduler = get_scheduler(
-        schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps
-    )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    return with_schedule(optimizer, schedule, warmup, steps)

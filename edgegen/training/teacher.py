@@ -62,7 +62,7 @@ class Teacher:
             raise ValueError(f"teacher.dtype={dtype}: must be one of {', '.join(DTYPES)}")
         self.steps, self.guidance, self.negative_prompt = steps, guidance, negative_prompt
         self.random_weights = random_weights
-        self._encoder: Any = None
+        self.pipe: Any = None
         name = model.get("name")
         if random_weights:
             config = architecture(model).components.get("unet")
@@ -84,7 +84,7 @@ class Teacher:
                     f"model={model['source']}: is a {type(pipe).__name__}; allowed are models of "
                     "Stable Diffusion 1.x and 2.x that take a text alone"
                 )
-            self.unet, current, self._encoder = pipe.unet, pipe.scheduler, pipe
+            self.unet, current, self.pipe = pipe.unet, pipe.scheduler, pipe
             self._factor = pipe.vae_scale_factor
         self.unet.requires_grad_(False).eval()
         self.scheduler = make_scheduler(scheduler, current)
@@ -98,14 +98,14 @@ class Teacher:
     def to(self, device: torch.device) -> None:
         """Bring all that runs to a device."""
         self.unet.to(device)
-        if self._encoder is not None:
-            self._encoder.text_encoder.requires_grad_(False).to(device)
+        if self.pipe is not None:
+            self.pipe.text_encoder.requires_grad_(False).to(device)
 
     def about(self) -> dict[str, Any]:
         """All that a trajectory depends on beside prompt and noise."""
         parts = [self.unet]
-        if self._encoder is not None:
-            parts.append(self._encoder.text_encoder)
+        if self.pipe is not None:
+            parts.append(self.pipe.text_encoder)
         config = {key: value for key, value in self.scheduler.config.items() if key[0] != "_"}
         return {
             "parts": [fingerprint(part) for part in parts],
@@ -137,7 +137,7 @@ class Teacher:
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Text features (B, T, D) of the prompts, and those of the negative one under guidance."""
         device, guided, count = self.unet.device, self.guidance > 1, len(prompts)
-        if self._encoder is None:
+        if self.pipe is None:
             text = torch.stack([self._random_features(prompt) for prompt in prompts])
             negative = self._random_features(self.negative_prompt).expand_as(text)
             there = {"device": device, "dtype": self.unet.dtype}
@@ -145,7 +145,7 @@ class Teacher:
         level = logging.get_verbosity()
         logging.set_verbosity_error()  # or every prompt that is too long would be printed
         try:
-            text, negative = self._encoder.encode_prompt(
+            text, negative = self.pipe.encode_prompt(
                 list(prompts), device, 1, guided, negative_prompt=[self.negative_prompt] * count
             )
         finally:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..losses.features import feature_loss
 from ..quantization import Call, Spec, record_calls
+from ..sampling.guidance import guide
 from ..sampling.trajectories import TrajectoryStore
 from .teacher import Teacher
 
@@ -89,7 +90,7 @@ class TrajectoryTask:
         )[0].float()
         if guided:
             without, given = output.chunk(2)
-            output = without + teacher.guidance * (given - without)
+            output = guide(without, given, teacher.guidance)
         target = outputs[each, places]
         loss = feature_loss(output, target)
         return {"loss": loss, "loss_relative": loss.detach() / target.float().square().mean()}
@@ -99,7 +100,7 @@ class TrajectoryTask:
 
     def save(self, student: nn.Module, folder: Path, data: Any) -> None:
         """A pipeline's folder, which `edgegen.load` reads; with random weights the UNet's alone."""
-        pipe = self.teacher._encoder
+        pipe = self.teacher.pipe
         if pipe is None:
             student.save_pretrained(folder / "unet")  # type: ignore[operator]
             return

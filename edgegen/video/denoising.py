@@ -15,6 +15,7 @@ from diffusers import (
 )
 
 from ..sampling.generate import noise_generator, noise_seed
+from ..sampling.guidance import guide
 from ..sampling.steps import StepClock, undriven
 from .attention import Bank, Mode
 
@@ -225,7 +226,7 @@ class FrameDenoiser:
             by_image = self.edit.image_guidance * (image - neither)
             return neither + self.guidance * (text - image) + by_image
         without, text = out.chunk(2)
-        return without + self.guidance * (text - without)
+        return guide(without, text, self.guidance)
 
     def _count_branches(self) -> int:
         if self.pipe.unet.config.time_cond_proj_dim is not None or self.guidance <= 1:

@@ -17,8 +17,8 @@ from edgegen.data.edit_pairs import EmojiSources
 from edgegen.data.emoji import EmojiSet
 from edgegen.data.held_out_pairs import held_out_pairs
 from edgegen.metrics.quality.efflite0 import EffLite0
-from edgegen.pipelines.parts import editor_unet
 from edgegen.pipelines.save import save_embedded
+from edgegen.pipelines.variants import editor_unet
 from edgegen.runs import looks
 
 

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from transformers import CLIPModel
 
 import edgegen
-from edgegen.pipelines.parts import editor_unet, text_encoder
+from edgegen.pipelines.parts import text_encoder
+from edgegen.pipelines.variants import editor_unet
 from edgegen.training.denoising import DenoisingModule, text_encoder_of
 from edgegen.training.editing import EditingModule
 from edgegen.training.samples import EditGrid

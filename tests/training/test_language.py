@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from edgegen.data.documentation import DocumentationData, text_tokenizer
-from edgegen.data.modules import _Views
+from edgegen.data.modules import Views
 from edgegen.data.stream import Stream
 from edgegen.quantization import is_quantized, load_quantized
 from edgegen.quantization.modules import Quantized
@@ -37,7 +37,7 @@ class Counting(DocumentationData):
     def setup(self, stage: str | None = None) -> None:
         self.tokenizer = text_tokenizer(["some text"], 300)
         self.train_set = Stream([0], lambda _, rng: self._window(int(rng.integers(280))), self.seed)
-        self.validation_sets["text"] = _Views([3, 80, 150, 201, 77], self._window)
+        self.validation_sets["text"] = Views([3, 80, 150, 201, 77], self._window)
         self.about = {"sha256": "none"}
 
     def _window(self, start: int) -> Tensor:

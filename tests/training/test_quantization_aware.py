@@ -207,7 +207,7 @@ def test_exported_it_draws_the_same(
     with torch.no_grad():
         expected = trained.student(sample, 500, text).sample
         assert torch.equal(pipe.unet(sample, 500, text).sample, expected)
-    assert torch.equal(pipe.vae.decoder.conv_in.weight, taught._encoder.vae.decoder.conv_in.weight)
+    assert torch.equal(pipe.vae.decoder.conv_in.weight, taught.pipe.vae.decoder.conv_in.weight)
     again = fit(trained, prompts(), 4)  # exporting has not ended the training
     assert len(again) == 4
 

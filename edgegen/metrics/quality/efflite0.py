@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from .pictures import as_floats
+
 BATCH = 16  # features vary in their last bits with the batch size, so it is fixed
 
 
@@ -85,7 +87,7 @@ def picture_features(model: nn.Module, pictures: Iterable[np.ndarray]) -> Tensor
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     rows = []
     for batch in _batches(pictures):
-        stacked = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float() / 255
+        stacked = as_floats(batch)
         padding = stacked[-1:].expand(BATCH - len(batch), -1, -1, -1)
         rows.append(model(torch.cat([stacked, padding]).to(device))[: len(batch)].float().cpu())
     if not rows:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from .bootstrap import bootstrap_mean
 from .concept_score import ConceptScore
 from .kept import CHUNK, KeptFeatures
+from .pictures import as_floats
 
 Pictures = Sequence[np.ndarray] | np.ndarray
 """(H, W, 3) uint8 each."""
@@ -147,8 +147,5 @@ def picture_batches(*sets: Pictures) -> Iterator[tuple[list[int], list[Tensor]]]
             group = list(alike)
             yield (
                 group,
-                [
-                    torch.from_numpy(np.stack(side)).permute(0, 3, 1, 2).float() / 255
-                    for side in zip(*(read[place] for place in group), strict=True)
-                ],
+                [as_floats(side) for side in zip(*(read[place] for place in group), strict=True)],
             )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 
+import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -17,6 +20,11 @@ def check_pictures(*batches: Tensor) -> None:
         if batch.shape != batches[0].shape:
             shapes = f"{tuple(batches[0].shape)} and {tuple(batch.shape)}"
             raise ValueError(f"pictures to compare must be of one shape, got {shapes}")
+
+
+def as_floats(pictures: Iterable[np.ndarray]) -> Tensor:
+    """(H, W, 3) uint8 pictures of one shape to (N, 3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.stack(list(pictures))).permute(0, 3, 1, 2).float() / 255
 
 
 def as_bytes(pictures: Tensor) -> Tensor:
