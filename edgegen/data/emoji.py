@@ -100,8 +100,8 @@ class EmojiSet:
 
     Args:
         path: a file written by `write_emoji_file`; None for the embedded one.
-        groups: Unicode groups kept, such as ``animals-nature``; None keeps all but flags,
-            symbols and components.
+        groups: Unicode groups kept, such as ``animals-nature``, or subgroups, such as
+            ``food-fruit``; None keeps all but flags, symbols and components.
         styles: subset of `STYLES`.
         tones: keep skin-tone forms beside the base forms.
         limit: keep this many concepts at most, those drawn in most styles first, then in
@@ -140,15 +140,18 @@ class EmojiSet:
             for c in index["concepts"]
         ]
         known = sorted({concept.group for concept in self.concepts})
+        finer = sorted({concept.subgroup for concept in self.concepts} - set(known))
         if groups is None:
             groups = [g for g in known if g not in {"flags", "symbols", "component"}]
-        for name, given, allowed in [("group", groups, known), ("style", styles, STYLES)]:
+        for name, given, allowed in [("group", groups, known + finer), ("style", styles, STYLES)]:
             if unknown := sorted(set(given) - set(allowed)):
                 raise ValueError(f"unknown {name} {unknown[0]!r}; allowed: {', '.join(allowed)}")
         drawn: dict[int, set[str]] = {}
         for concept, _, style in rows:
             drawn.setdefault(int(concept), set()).add(STYLES[style])
-        kept = [i for i, c in enumerate(self.concepts) if c.group in set(groups) and i in drawn]
+        wanted = set(groups)
+        kept = [i for i, c in enumerate(self.concepts) if {c.group, c.subgroup} & wanted]
+        kept = [i for i in kept if i in drawn]
         if limit is not None:
             kept = sorted(sorted(kept, key=lambda i: -len(drawn[i]))[:limit])
         kept_set, starts = set(kept), np.concatenate([[0], ends[:-1]])

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from ..losses.diffusion import denoising_loss, diffuse
+from ..pipelines.parts import unet as read_unet
 from ..pipelines.save import save_embedded
 from .optimization import optimizer_and_schedule, step_generator
 
@@ -43,8 +44,11 @@ class DenoisingModule(lightning.LightningModule):
         clip: its text half conditions the UNet and stays as it is; or that half alone.
         scheduler: gives ᾱ and the prediction type.
         optimizer: keyword arguments of `optimization.optimizer_and_schedule`.
+        weights: folder of a UNet to begin with, as `parts.unet` finds it; null for random weights.
         ema_decay: of the averaged weights, which are what is exported and sampled from.
         gamma: of Min-SNR; null weighs all steps alike.
+        shift: more noise for s > 1: u in [0, 1) becomes s·u / (1 + (s − 1)·u) of all steps (Esser
+            et al. 2024, equation 23).
         compile: run the UNet through torch.compile.
         eager_attention: plain matrix products while training; on CPUs the fused kernel's backward
             pass is slower than theirs at these sizes.
@@ -59,19 +63,25 @@ class DenoisingModule(lightning.LightningModule):
         clip: CLIPModel | CLIPTextModel,
         scheduler: SchedulerMixin,
         optimizer: dict[str, Any],
+        weights: str | None = None,
         ema_decay: float = 0.9995,
         gamma: float | None = 5.0,
+        shift: float = 1.0,
         compile: bool = False,
         eager_attention: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not shift > 0:
+            raise ValueError(f"module.shift={shift}: must be above 0; 1 draws all steps alike")
+        if weights is not None:
+            unet.load_state_dict(read_unet(weights).state_dict())
         self.unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if eager_attention:
             self.unet.set_attn_processor(AttnProcessor())
         self.text_encoder = text_encoder_of(clip)
         self.scheduler, self.optimizer_options = scheduler, optimizer
-        self.gamma, self.seed = gamma, seed
+        self.gamma, self.shift, self.seed = gamma, shift, seed
         self.ema = EMAModel(self.unet.parameters(), decay=ema_decay, foreach=True)
         self.register_buffer("alpha_bar", scheduler.alphas_cumprod.clone(), persistent=False)
         # In a tuple, so that the compiled twin is no second submodule with the same weights.
@@ -88,7 +98,8 @@ class DenoisingModule(lightning.LightningModule):
         count, steps = len(latents), len(self.alpha_bar)
         offset = torch.rand(1, generator=generator, device=latents.device)
         uniform = (torch.arange(count, device=latents.device) / count + offset) % 1
-        return noise, (uniform * steps).long().clamp_max(steps - 1)
+        shifted = self.shift * uniform / (1 + (self.shift - 1) * uniform)
+        return noise, (shifted * steps).long().clamp_max(steps - 1)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         latents, tokens = batch

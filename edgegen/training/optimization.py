@@ -65,10 +65,14 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalized(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """Matrices (N, R, C) of the same singular vectors with all singular values near 1, bfloat16."""
+    """Matrices (N, R, C) of the same singular vectors with all singular values near 1.
+
+    In bfloat16; in float32 on CPUs without bfloat16 products, where it is fifteen times as fast.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).bfloat16()
+    emulated = matrices.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    x = (matrices.mT if tall else matrices).to(torch.float32 if emulated else torch.bfloat16)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(iterations):
         square = x @ x.mT

@@ -173,6 +173,20 @@ def test_filters(emoji: EmojiSet) -> None:
     assert min(len(drawn[p.concept]) for p in small.pictures) == max(map(len, drawn.values()))
 
 
+def test_subgroups_are_parts_of_their_group() -> None:
+    def drawn(*groups: str) -> set[Picture]:
+        found = EmojiSet(groups=list(groups))
+        return set(found.pictures)
+
+    whole = EmojiSet(groups=["food-drink"])
+    names = {whole.concepts[p.concept].subgroup for p in whole.pictures}
+    parts = [drawn(name) for name in names]
+    assert len(names) > 3
+    assert set.union(*parts) == set(whole.pictures)
+    assert sum(map(len, parts)) == len(whole)
+    assert drawn("food-fruit", "food-drink") == set(whole.pictures)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [({"groups": ["pets"]}, "unknown group 'pets'"), ({"styles": ["oil"]}, "unknown style 'oil'")],

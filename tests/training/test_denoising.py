@@ -154,6 +154,32 @@ def test_timesteps_are_stratified_and_noise_differs_by_place(clip_folder: Path) 
     assert len(sums) == 7  # (rank 1 of 2) and (second batch of one rank) share a slot
 
 
+def test_shifted_timesteps_are_the_noise_of_another_resolution(clip_folder: Path) -> None:
+    """t / (1 − t) grows by the shift (Esser et al. 2024, equation 23), and stays stratified."""
+    module = tiny_module(clip_folder, seed=3, shift=3.0)
+    trainer = {"accumulate_grad_batches": 1, "world_size": 1, "global_rank": 0, "global_step": 0}
+    module._trainer = type("T", (), trainer)()
+    shifted = module.noise(torch.zeros(400, 1, 1, 1), 0)[1].double().sort().values
+    module.shift = 1.0
+    uniform = module.noise(torch.zeros(400, 1, 1, 1), 0)[1].double().sort().values
+    odds = [(t + 0.5) / (1000 - t - 0.5) for t in (shifted, uniform)]
+    inner = slice(20, 380)  # at the ends whole steps are too coarse for odds
+    assert torch.allclose(odds[0][inner] / odds[1][inner], torch.tensor(3.0).double(), rtol=0.1)
+    assert (shifted > 500).double().mean() == pytest.approx(0.75, abs=0.01)
+    with pytest.raises(ValueError, match=r"module\.shift=0"):
+        tiny_module(clip_folder, shift=0)
+
+
+def test_begins_with_the_weights_of_a_folder(clip_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    other = UNet2DConditionModel.from_config(tiny_unet().config)
+    other.save_pretrained(tmp_path / "unet")
+    module = tiny_module(clip_folder, weights=str(tmp_path / "unet"))
+    for found, wanted in ((module.unet, other), (module.averaged_unet(), other)):
+        weights = wanted.state_dict()
+        assert all(torch.equal(v, weights[k]) for k, v in found.state_dict().items())
+
+
 def test_weights_and_average_against_a_plain_loop(clip_folder: Path, tmp_path: Path) -> None:
     module = tiny_module(clip_folder, ema_decay=0.9)
     fit(module, tmp_path, gradient_clip_val=1.0)
