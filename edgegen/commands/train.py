@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from omegaconf import DictConfig
 
 from ..runs.record import Run
 from ..training.checkpoints import AtomicCheckpointIO, LastCheckpoint
+from ..training.optimization import emulates_bfloat16
 from ._main import command
 
 
@@ -41,6 +43,12 @@ def main(cfg: DictConfig, run: Run) -> None:
     data = instantiate(cfg.data, _convert_="all")
     module = instantiate(cfg.module, _convert_="all")
     trainer = _trainer(cfg, run.folder / "checkpoints")
+    if "bf16" in str(trainer.precision) and emulates_bfloat16(trainer.strategy.root_device):
+        print(
+            f"trainer.precision={trainer.precision}: this CPU emulates bfloat16, slowly; "
+            "trainer.precision=32-true is faster here",
+            file=sys.stderr,
+        )
     run.start()
     _keep_curves(run.folder / "logs")
     # Checkpoints hold tensors and plain values only, so nothing has to be unpickled.

@@ -64,6 +64,11 @@ class Muon(torch.optim.AdamW):
                 parameter.sub_(update.view_as(parameter).to(parameter.dtype), alpha=step)
 
 
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Whether a device has no bfloat16 products of its own: a CPU before AVX-512."""
+    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def orthogonalized(matrices: Tensor, iterations: int = 5) -> Tensor:
     """Matrices (N, R, C) of the same singular vectors with all singular values near 1.
 
@@ -71,8 +76,8 @@ def orthogonalized(matrices: Tensor, iterations: int = 5) -> Tensor:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
-    emulated = matrices.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    x = (matrices.mT if tall else matrices).to(torch.float32 if emulated else torch.bfloat16)
+    dtype = torch.float32 if emulates_bfloat16(matrices.device) else torch.bfloat16
+    x = (matrices.mT if tall else matrices).to(dtype)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(iterations):
         square = x @ x.mT

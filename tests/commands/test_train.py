@@ -14,7 +14,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTokenizer
 
 from edgegen.commands.train import main
@@ -114,6 +114,30 @@ def assert_same_bits(left: object, right: object, path: str = "") -> None:
 
 
 STATE = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "ema")
+
+
+def test_a_second_stretch_begins_with_the_averaged_weights_of_the_first(
+    typed: dict[str, list[str]],
+) -> None:
+    train(typed["unet"], "first", 2)
+    own = ("experiment=", "vae=", "clip=", "module.compile=", "+module.ema_decay=")
+    second = [each for each in typed["unet"] if not each.startswith(own)]
+    second += ["experiment=emoji/unet_second", "base=first/model", "data.groups=[food-drink]"]
+    second += ["module.optimizer.schedule_options.num_decay_steps=1", "module.optimizer.lr=0"]
+    train(second, "second", 2)
+    paths = [Path(run) / "model" / "unet" for run in ("first", "second")]
+    states = [UNet2DConditionModel.from_pretrained(path).state_dict() for path in paths]
+    assert_same_bits(*states)  # nothing was learned at a rate of zero
+
+
+def test_emulated_bfloat16_is_told(
+    typed: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    supported = "edgegen.commands.train.emulates_bfloat16"
+    for emulated in (False, True):
+        monkeypatch.setattr(supported, lambda device, emulated=emulated: emulated)
+        train(typed["unet"], f"told-{emulated}", 1)
+        assert ("trainer.precision=32-true is faster here" in capfd.readouterr().err) == emulated
 
 
 @pytest.mark.parametrize("kind", ["vae", "unet"])
