@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,21 @@ def guidance_embedding(scale: Tensor, width: int) -> Tensor:
     # `get_timestep_embedding` of diffusers rounds its frequencies otherwise, which at angles of
     # thousands is no longer what a pipeline hands over.
     half = width // 2
-    frequencies = torch.exp(-math.log(10000.0) / (half - 1) * torch.arange(half).to(scale))
-    angles = 1000 * (scale - 1)[:, None] * frequencies
+    rate = torch.log(torch.tensor(10000.0)) / (half - 1)
+    frequencies = torch.exp(torch.arange(half) * -rate).to(scale.device)
+    angles = 1000 * (scale - 1).float()[:, None] * frequencies
     features = torch.cat([angles.sin(), angles.cos()], dim=1)
     return torch.nn.functional.pad(features, (0, width % 2))
+
+
+def guidance_input(unet: Any, scale: float, count: int) -> dict[str, Tensor]:
+    """The keyword argument by which a UNet takes the guidance scale, for a batch of `count`.
+
+    Empty for one that does not take it, whose branches are to be combined by `guide` instead.
+    """
+    width = getattr(unet.config, "time_cond_proj_dim", None)
+    if width is None:
+        return {}
+    # In float64 until 1 is taken off, as in diffusers' pipelines.
+    scales = torch.full((count,), scale, dtype=torch.float64, device=unet.device)
+    return {"timestep_cond": guidance_embedding(scales, width).to(unet.dtype)}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .guidance import guide
+from .guidance import guidance_input, guide
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,15 @@ def denoise(
         noise: standard normal, (B, C, H, W).
         text: features that the UNet attends to, (B, T, D).
         negative: the same of the negative prompts; with it, and above guidance 1, both branches
-            of classifier-free guidance are evaluated as one batch, the negative one first.
+            of classifier-free guidance are evaluated as one batch, the negative one first. A
+            UNet that takes the guidance scale as an input gets it, and one branch is evaluated.
         generators: of further noise, one a sample, for samplers that draw some.
         call: more keyword arguments of the UNet, for both branches.
     """
     scheduler.set_timesteps(steps, device=noise.device)
     latents = noise * scheduler.init_noise_sigma
-    guided = negative is not None and guidance > 1
+    own = guidance_input(unet, guidance, len(noise))
+    guided = negative is not None and guidance > 1 and not own
     condition = torch.cat([negative, text]) if guided and negative is not None else text
     taken = inspect.signature(scheduler.step).parameters
     draws = {"generator": list(generators)} if generators and "generator" in taken else {}
@@ -78,6 +80,7 @@ def denoise(
                 time,
                 encoder_hidden_states=condition,
                 return_dict=False,
+                **own,
                 **(call or {}),
             )[0].to(noise.dtype)
             if guided:

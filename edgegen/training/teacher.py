@@ -135,8 +135,9 @@ class Teacher:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """Text features (B, T, D) of the prompts, and those of the negative one under guidance."""
-        device, guided, count = self.unet.device, self.guidance > 1, len(prompts)
+        """Text features (B, T, D) of the prompts, and of the negative one where both are needed."""
+        device, count = self.unet.device, len(prompts)
+        guided = self.guidance > 1 and self.unet.config.time_cond_proj_dim is None
         if self.pipe is None:
             text = torch.stack([self._random_features(prompt) for prompt in prompts])
             negative = self._random_features(self.negative_prompt).expand_as(text)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..losses.features import feature_loss
 from ..quantization import Call, Spec, record_calls
-from ..sampling.guidance import guide
+from ..sampling.guidance import guidance_input, guide
 from ..sampling.trajectories import TrajectoryStore
 from .teacher import Teacher
 
@@ -87,6 +87,7 @@ class TrajectoryTask:
             teacher.scheduler.timesteps.to(device)[places].repeat(1 + guided),
             encoder_hidden_states=condition.float(),
             return_dict=False,
+            **guidance_input(teacher.unet, teacher.guidance, count),
         )[0].float()
         if guided:
             without, given = output.chunk(2)

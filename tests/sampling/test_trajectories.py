@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
+from edgegen.pipelines.variants import with_guidance_input
 from edgegen.sampling.generate import noise_generator
 from edgegen.sampling.trajectories import TrajectoryStore, denoise
 
@@ -104,6 +105,31 @@ def test_the_latents_are_those_of_diffusers(pipe: Any, name: str, guidance: floa
     assert torch.equal(found[0].latents, noise * pipe.scheduler.init_noise_sigma)
     for step, following in pairwise(found):
         assert torch.equal(step.following, following.latents)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.3])
+def test_a_scale_that_is_an_input_goes_in_as_diffusers_gives_it(pipe: Any, guidance: float) -> None:
+    pipe.unet = with_guidance_input(pipe.unet, 16)
+    torch.nn.init.normal_(pipe.unet.time_embedding.cond_proj.weight)
+    text, negative = texts(1)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    size = 8 * pipe.vae_scale_factor
+    expected = pipe(
+        prompt_embeds=text,
+        num_inference_steps=3,
+        guidance_scale=guidance,
+        latents=noise.clone(),
+        height=size,
+        width=size,
+        output_type="latent",
+    ).images
+
+    def last(scale: float) -> torch.Tensor:
+        run = denoise(pipe.unet, pipe.scheduler, noise, text, negative, steps=3, guidance=scale)
+        return list(run)[-1].following
+
+    assert torch.equal(last(guidance), expected)
+    assert not torch.equal(last(guidance + 1), expected)
 
 
 def test_nothing_runs_before_it_is_asked_for(pipe: Any) -> None:

@@ -156,6 +156,25 @@ def test_one_step_against_a_plain_loop(prompts: Callable[..., PromptData], tmp_p
     assert loss == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4)
 
 
+def test_a_teacher_that_takes_the_scale_as_an_input_needs_one_branch(
+    prompts: Callable[..., PromptData], tmp_path: Path
+) -> None:
+    unet = UNET | {"time_cond_proj_dim": 8}
+    taught = Teacher(
+        {"name": "tiny", "components": {"unet": unet}}, 4, guidance=3.0, random_weights=True
+    )
+    text, negative = taught.encode(["a fox"])
+    assert len(text) == 1
+    assert negative is None
+    outputs = [step.output for step in taught.run(["a fox"], [0])]
+    taught.guidance = 5.0
+    others = [step.output for step in taught.run(["a fox"], [0])]
+    assert not torch.equal(outputs[0], others[0])
+    losses = fit(module(taught), prompts(), tmp_path)
+    assert losses[0][1] == 1
+    assert losses[-1][1] != 1
+
+
 def test_begins_with_given_weights(prompts: Callable[..., PromptData], tmp_path: Path) -> None:
     taught = teacher()
     first = module(taught, trajectories="plain")

@@ -125,6 +125,20 @@ def test_the_first_loss_by_hand(prompts: Callable[..., PromptData]) -> None:
     assert len({round(each, 6) for each in expected}) == 4
 
 
+@pytest.mark.parametrize("width", [None, 8])
+def test_the_teacher_itself_loses_nothing(
+    prompts: Callable[..., PromptData], width: int | None
+) -> None:
+    """With its scale outside, as two branches, and with it as an input."""
+    model = {"name": "tiny", "components": {"unet": UNET | {"time_cond_proj_dim": width}}}
+    taught = Teacher(model, 4, guidance=3.0, random_weights=True)
+    task, data = TrajectoryTask(taught), prompts()
+    data.setup()
+    batch = next(iter(data.train_dataloader()))
+    found = task.losses(task.network(), batch, torch.Generator().manual_seed(0))
+    assert found["loss_relative"] < 1e-9
+
+
 def test_the_teacher_stays_and_the_student_comes_closer(
     prompts: Callable[..., PromptData],
 ) -> None:
