@@ -17,6 +17,7 @@ _PUBLIC = {
     "quantized": "api",
     "VideoEditor": "api",
     "CostTracker": "cost",
+    "paired_error": "runs.paired",
 }
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         quantized,
     )
     from .cost import CostTracker
+    from .runs.paired import paired_error
 
 __all__ = [
     "CostTracker",
@@ -41,6 +43,7 @@ __all__ = [
     "deepcache",
     "faster_diffusion",
     "load",
+    "paired_error",
     "quantize_",
     "quantized",
 ]

@@ -9,12 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPConfig, CLIPModel
 
 from edgegen.data.captions import emoji_tokenizer
 from edgegen.data.emoji import STYLES, write_emoji_file
 from edgegen.training.contrastive import ContrastiveModule
+from tiny_text import letter_tokenizer, text_encoder
 
 GROUPS = ("animals-nature", "food-drink", "flags")
 
@@ -123,3 +129,42 @@ def graphs() -> Iterator[Graphs]:
     torch._dynamo.reset()
     yield Graphs()
     torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder, 16 px; its text encoder reads 24 tokens, a letter each."""
+    root = tmp_path_factory.mktemp("tiny")
+    tokenizer = letter_tokenizer(root)
+    torch.manual_seed(0)
+    encoder = text_encoder(tokenizer)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(root / "model")
+    return root / "model"

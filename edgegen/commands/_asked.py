@@ -18,7 +18,8 @@ from ..metrics.quality.truths import pipeline_truths
 from ..runs.generation import GenerationCost
 from ..runs.pictures import read_settings
 from ._domain import answerable, read_domain
-from ._generation import Picture, draw_batch, quiet
+from ._generation import Picture, draw_batch
+from ._model import quiet
 from ._prompts import read_prompts
 
 JUDGE = ROOT / "emoji-judge"

@@ -24,7 +24,8 @@ from ..runs.page import ReportClip, metric
 from ..runs.record import Run
 from ..video import Edited, VideoEditor
 from ..video.frames import scan
-from ._generation import digest, model_files, quiet
+from ._generation import digest, model_files
+from ._model import quiet
 from ._numbers import whole_number
 
 _CLIP = assets.ROOT / "clips" / "big_buck_bunny.mp4"

@@ -25,7 +25,7 @@ from ..metrics.quality.pictures import as_floats
 from ..metrics.quality.reference import psnr
 from ..runs.pictures import picture_name, read_settings, write_png
 from ..sampling.generate import noise_generator
-from ._generation import quiet
+from ._model import quiet
 
 _BATCH = 32  # of the autoencoder: bits depend on the shape of a batch
 

@@ -6,27 +6,27 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
-from ..api import Method, load
+from ..api import Method
 from ..pipelines.fingerprint import WEIGHT_ENDINGS
-from ..runs.environment import sha256
+from ..runs.environment import code_version, sha256
 from ..runs.generation import GenerationCost
+from ..runs.identity import input_files
 from ..runs.pictures import picture_name, read_settings, write_png
 from ..runs.record import Run
 from ..sampling.generate import cut_off, default_guidance, default_size, read_image, sample
+from ._model import load_model, load_options, quiet
 from ._prompts import check_unicode
 
 _CUTS_SHOWN = 3  # on stderr
@@ -143,9 +143,19 @@ def sampling_settings(
     if (image := read_text(cfg, "image")) is not None:
         settings |= {"image": image, "image_sha256": sha256(Path(image))}
         settings["image_guidance"] = cfg.image_guidance
+    if options := load_options(cfg):
+        settings["load"] = options
     if methods := method_settings(cfg):
         settings["methods"] = methods
-    return settings
+    return settings | made_by({"method": methods, "model": options})
+
+
+def made_by(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of pictures: the code, and the contents of the files that settings name, such as adaptors."""
+    found: dict[str, Any] = {"code": code_version(), "torch": torch.__version__}
+    if files := input_files(settings):
+        found["inputs"] = files
+    return found
 
 
 def method_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -221,11 +231,7 @@ def load_pipeline(cfg: DictConfig, steps: int) -> DiffusionPipeline:
     Raises ValueError or FileNotFoundError, naming the option.
     """
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if cfg.model.source is None:
-        raise ValueError(f"model={cfg.model.name}: says no weights; give model.source=...")
-    with quiet():
-        pipe = load(cfg.model.source, scheduler=cfg.scheduler, device=str(device))
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_model(cfg, str(device))
     takes = inspect.signature(pipe.__call__).parameters
     _check_image(cfg, type(pipe).__name__, "image" in takes)
     if cfg.get("negative_prompt") is not None and "negative_prompt" not in takes:
@@ -254,9 +260,14 @@ def _check_image(cfg: DictConfig, pipeline: str, takes_one: bool) -> None:
         raise ValueError(f"image={image}: damaged, or no picture") from error
 
 
-def report_cuts(pipe: DiffusionPipeline, prompts: Sequence[str], run: Run) -> None:
+def report_cuts(
+    pipe: DiffusionPipeline, prompts: Sequence[str], run: Run, negative: str | None = None
+) -> None:
     """Say on stderr and in `run.json` what of too long prompts the text encoder does not read."""
-    cuts = []
+    cuts: list[dict[str, Any]] = []
+    if negative is not None and (lost := cut_off(pipe, negative)):
+        run.info(negative_prompt_cut=lost)
+        print(f"negative_prompt is too long; cut off: {lost!r}", file=sys.stderr)
     for index, prompt in enumerate(prompts):
         if lost := cut_off(pipe, prompt):
             cuts.append({"prompt": index, "cut": lost[:200] + ("…" if len(lost) > 200 else "")})
@@ -266,20 +277,3 @@ def report_cuts(pipe: DiffusionPipeline, prompts: Sequence[str], run: Run) -> No
         print(f"… and {len(cuts) - _CUTS_SHOWN} more, see run.json", file=sys.stderr)
     run.info(prompts_cut=cuts[:_CUTS_KEPT])
     run.log({"run/prompts_cut": len(cuts)})
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the bars and the warnings of long prompts that our own stand for."""
-    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(levels[0])
-        transformers_logging.set_verbosity(levels[1])
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -159,12 +160,19 @@ def _no_pairs(
             f"images has {len(files)} pictures and reference {len(references)}: pairs need as many"
         )
     for file, own, size, other in zip(files, references, sizes, others, strict=True):
+        if _name(file) != _name(own):
+            return f"{file.name} and {own.name} stand side by side: pairs need the same names"
         if size != other:
             return (
                 f"{file.name} has {size[1]} × {size[0]} pixels and its pair {own.name} "
                 f"{other[1]} × {other[0]}: pairs need one size"
             )
     return None
+
+
+def _name(file: Path) -> str:
+    """A picture's name without its ending, and with numbers as numbers: 007 is 7."""
+    return re.sub(r"\d+", lambda digits: str(int(digits[0])), file.stem)
 
 
 def _pixels(picture: np.ndarray) -> str:

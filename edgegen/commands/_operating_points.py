@@ -25,7 +25,8 @@ from ..metrics.quality.truths import pipeline_truths
 from ..reuse import Stage, clockwork
 from ..runs.atomic import write_atomic
 from ..runs.record import Run
-from ._generation import draw, pictures_of, quiet
+from ._generation import draw, pictures_of
+from ._model import quiet
 
 ERRORS = ("rmse", "efflite0")
 

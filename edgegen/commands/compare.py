@@ -31,14 +31,15 @@ from ._generation import (
     draw,
     guidance_scale,
     load_pipeline,
+    made_by,
     model_files,
     pictures_of,
-    quiet,
     read_text,
     report_cuts,
     sampling_settings,
 )
 from ._main import command
+from ._model import load_options, quiet
 from ._numbers import whole_number
 from ._prompts import read_prompts
 
@@ -73,7 +74,7 @@ def main(cfg: DictConfig, run: Run) -> None:
             figures, methods, task, rounds=cfg.repeats, warmup=cfg.warmup, seed=cfg.seed
         )
         if cfg.memory:
-            load = {"source": cfg.model.source, "scheduler": cfg.scheduler}
+            load = {"source": cfg.model.source, "scheduler": cfg.scheduler, **load_options(cfg)}
             measure_memory(figures, methods, task, load | {"device": str(pipe.device)})
     pictures = {
         label: np.stack([read_picture(each.file) for each in row]) for label, row in made.items()
@@ -135,7 +136,7 @@ def _start(
     for file in [*model_files(pipe), *prompt_file, *image]:
         run.used_file(file)
     with quiet():
-        report_cuts(pipe, prompts, run)
+        report_cuts(pipe, prompts, run, read_text(cfg, "negative_prompt"))
     run.log({"run/prompts": len(prompts), "run/threads": torch.get_num_threads()})
 
 
@@ -156,6 +157,7 @@ def _draw(
     made, new = {}, 0
     for label, row in rows.items():
         own = {**settings, **({"methods": row.configs} if row.configs else {})}
+        own |= made_by({"method": row.configs, "model": load_options(cfg)})
         made[label] = pictures_of(run.dir / "images" / label, asks, [cfg.seed], own)
         with apply(pipe, row.methods):
             new += draw(pipe, made[label], cfg.batch_size, description=label)

@@ -28,11 +28,11 @@ from ._generation import (
     methods_of,
     model_files,
     pictures_of,
-    quiet,
     report_cuts,
     sampling_settings,
 )
 from ._main import command
+from ._model import quiet
 from ._numbers import whole_number
 
 _SHARES = ("quality/concept_accuracy", "quality/concept_accuracy_relative", "quality/copy_rate")

@@ -14,14 +14,15 @@ from diffusers import DiffusionPipeline
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from ..api import apply, load
+from ..api import apply
 from ..cost import CostTracker
 from ..runs.environment import sha256
 from ..runs.record import Run
 from ..sampling.generate import cut_off
 from ..video import Edited, VideoEditor
-from ._generation import method_settings, methods_of, model_files, quiet, read_text
+from ._generation import method_settings, methods_of, model_files, read_text
 from ._main import command
+from ._model import load_model, quiet
 from ._numbers import whole_number
 
 
@@ -165,12 +166,7 @@ def load_editor(cfg: DictConfig) -> DiffusionPipeline:
     """The pipeline that the settings name, on their device."""
     own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     device = cfg.device or (own if torch.cuda.is_available() else "cpu")
-    if cfg.model.source is None:
-        raise ValueError(f"model={cfg.model.name}: says no weights; give model.source=...")
-    with quiet():
-        pipe = load(cfg.model.source, scheduler=cfg.scheduler, device=str(device))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return load_model(cfg, str(device))
 
 
 def _output(cfg: DictConfig, run: Run, source: Path) -> Path:

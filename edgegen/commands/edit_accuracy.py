@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline, StableDiffusionInstructPix2PixPipeline
 from omegaconf import DictConfig
 from PIL import Image
 
-from ..api import apply, load
+from ..api import apply
 from ..data.edit_pairs import CropSources, EmojiSources, Sources
 from ..data.held_out_pairs import held_out_pairs
 from ..data.painting import PaintedCrops
@@ -24,8 +24,9 @@ from ..runs.record import Run
 from ..sampling.generate import default_size
 from ._domain import read_domain
 from ._edited import Ask, asks_of, draw_edits, score
-from ._generation import digest, method_settings, methods_of, model_files, quiet
+from ._generation import digest, method_settings, methods_of, model_files
 from ._main import command
+from ._model import load_model
 from ._numbers import whole_number
 
 _BACKBONE = "efflite0"
@@ -77,17 +78,13 @@ def main(cfg: DictConfig, run: Run) -> None:
 
 
 def _load(cfg: DictConfig) -> DiffusionPipeline:
-    if cfg.model.source is None:
-        raise ValueError(f"model={cfg.model.name}: says no weights; give model.source=...")
-    with quiet():
-        device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        pipe = load(cfg.model.source, scheduler=cfg.scheduler, device=str(device))
+    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    pipe = load_model(cfg, str(device))
     if not isinstance(pipe, StableDiffusionInstructPix2PixPipeline):
         raise ValueError(
             f"model={cfg.model.source}: {type(pipe).__name__} is no instruction editor; give "
             "one of StableDiffusionInstructPix2PixPipeline"
         )
-    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 

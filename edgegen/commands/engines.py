@@ -19,8 +19,9 @@ from ..quantization.engines import Executor, Inputs, frozen, inputs_of, int8_gra
 from ..runs.atomic import write_atomic
 from ..runs.record import Run
 from ..runs.sensitivity_report import decibels
-from ._generation import guidance_scale, load_pipeline, model_files, quiet
+from ._generation import guidance_scale, load_pipeline, model_files
 from ._main import command
+from ._model import quiet
 from ._numbers import whole_number
 from ._prompts import read_prompts
 

@@ -37,7 +37,6 @@ from ._generation import (
     methods_of,
     model_files,
     pictures_of,
-    quiet,
     read_text,
     remove_surplus,
     report_cuts,
@@ -45,6 +44,7 @@ from ._generation import (
 )
 from ._given import evaluate_given, read_folder
 from ._main import command
+from ._model import quiet
 from ._numbers import whole_number
 from ._scores import backbones_of, move, scores_of, scores_table, write_scores
 
@@ -84,7 +84,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     for file in files:
         run.used_file(file)
     with quiet():
-        report_cuts(pipe, asked.prompts, run)
+        report_cuts(pipe, asked.prompts, run, read_text(cfg, "negative_prompt"))
     backbones = backbones_of(scores.values())
     run.info(
         judges={name_of(each): backbone_digest(each) for each in backbones},
@@ -159,6 +159,9 @@ def _finish(
     settings: Mapping[str, Any],
     prompts: int,
 ) -> None:
+    # Before the scores are written: whoever can read them has looked.
+    if cfg.log_looks and cfg.split != "dev" and cfg.prompts_file is None:
+        log_look(_look(cfg, settings, found, prompts))
     write_scores(
         run,
         found,
@@ -176,8 +179,6 @@ def _finish(
     else:
         run.log(cost["metrics"])
         print(cost_table(cost))
-    if cfg.log_looks and cfg.split != "dev" and cfg.prompts_file is None:
-        log_look(_look(cfg, settings, found, prompts))
     print(scores_table(found))
     print(f"{len(pictures)} pictures of {prompts} prompts in {run.dir / 'images'}")
 

@@ -35,8 +35,9 @@ from ..sampling.generate import default_size
 from ..video import VideoEditor
 from ..video.frames import scan
 from ._domain import read_domain
-from ._generation import digest, method_settings, methods_of, model_files, quiet, read_text
+from ._generation import digest, method_settings, methods_of, model_files, read_text
 from ._main import command
+from ._model import quiet
 from ._moving import Ask, AttentionProbe, Shown, anchors_of, asks_of, scores_of
 from ._numbers import whole_number
 from .edit import load_editor, read_flag, read_number

@@ -22,13 +22,13 @@ from ._generation import (
     methods_of,
     model_files,
     pictures_of,
-    quiet,
     read_text,
     remove_surplus,
     report_cuts,
     sampling_settings,
 )
 from ._main import command
+from ._model import quiet
 from ._numbers import whole_number
 from ._prompts import read_prompts
 
@@ -92,7 +92,7 @@ def make_pictures(cfg: DictConfig, run: Run) -> Made:
         for file in [*model_files(pipe), *prompt_file]:
             run.used_file(file)
         with quiet():
-            report_cuts(pipe, prompts, run)
+            report_cuts(pipe, prompts, run, read_text(cfg, "negative_prompt"))
         folder = run.dir / "images"
         asks = [(prompt, index) for index, prompt in enumerate(prompts)]
         pictures = pictures_of(folder, asks, seeds, settings)

@@ -32,11 +32,11 @@ from ._generation import (
     load_pipeline,
     methods_of,
     model_files,
-    quiet,
     read_text,
     sampling_settings,
 )
 from ._main import command
+from ._model import quiet
 from ._numbers import whole_number
 
 _SHOWN = 16

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
-from ..api import Method, apply, load
+from ..api import Method, apply
 from ..cost.devices import DEVICES
 from ..cost.profiling import Profile, modules_to, profile
 from ..cost.profiling_modes import profile_run
@@ -30,8 +30,9 @@ from ..runs.profile_report import write_profile
 from ..runs.profile_tables import Analysis, attack_text, metrics_of
 from ..runs.record import Run, read_record
 from ..sampling.generate import noise_generator, noise_seed
-from ._generation import guidance_scale, methods_of, model_files, picture_size, quiet
+from ._generation import guidance_scale, methods_of, model_files, picture_size
 from ._main import command
+from ._model import load_model, quiet
 from ._numbers import whole_number
 from ._prompts import read_prompts
 
@@ -107,9 +108,7 @@ def _with_weights(
 
     With methods the profiles are of what they leave to do, but the changes the plain model's.
     """
-    with quiet():
-        pipe = load(cfg.model.source, scheduler=cfg.scheduler, device=str(_device(cfg)))
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_model(cfg, str(_device(cfg)))
     try:
         pipe.scheduler.set_timesteps(steps)
     except ValueError as error:

@@ -25,15 +25,9 @@ from ..runs.heatmap import HeatMap, write_heatmaps
 from ..runs.record import Run
 from ..sampling.generate import noise_generator, sample
 from ._domain import read_domain
-from ._generation import (
-    guidance_scale,
-    load_pipeline,
-    model_files,
-    quiet,
-    report_cuts,
-    sampling_settings,
-)
+from ._generation import guidance_scale, load_pipeline, model_files, report_cuts, sampling_settings
 from ._main import command
+from ._model import quiet
 from ._numbers import whole_number
 from ._operating_points import (
     ERRORS,

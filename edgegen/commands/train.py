@@ -39,6 +39,8 @@ def main(cfg: DictConfig, run: Run) -> None:
     last = run.folder / "checkpoints" / "last.ckpt"
     if last.exists() and not cfg.resume:
         raise ValueError(f"{last} exists: continue with resume=true or choose another output_dir")
+    if cfg.resume and not last.exists():
+        print(f"resume=true: no {last}; training begins from its first step", file=sys.stderr)
     lightning.seed_everything(cfg.seed, verbose=False)
     data = instantiate(cfg.data, _convert_="all")
     module = instantiate(cfg.module, _convert_="all")

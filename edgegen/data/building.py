@@ -48,11 +48,14 @@ SOURCES = {
 
 
 def _read(tarball: Path, member: str) -> bytes:
-    with tarfile.open(tarball) as archive:
-        handle = archive.extractfile(f"package/{member}")
-        if handle is None:
-            raise FileNotFoundError(f"{tarball} holds no {member}")
-        return handle.read()
+    try:
+        with tarfile.open(tarball) as archive:
+            handle = archive.extractfile(f"package/{member}")
+            if handle is None:
+                raise KeyError(member)
+            return handle.read()
+    except (tarfile.TarError, EOFError, KeyError) as error:
+        raise ValueError(f"{tarball}: cut off, or holds no {member}; fetch it again") from error
 
 
 def tarballs(folder: Path) -> list[Path]:

@@ -43,7 +43,9 @@ class Concept:
         """False where a mirror image would contradict the label or mirror a text."""
         words = set(self.label.replace("-", " ").replace("\u2019", " ").split())
         directed = {"left", "right", "leftwards", "rightwards", "clockwise", "clock", "thirty"}
+        directed |= {"waxing", "waning", "quarter", "crescent", "increasing", "decreasing"}
         lettered = {"button", "input", "calendar", "text", "100", "hundred", "letter", "abc"}
+        lettered |= {"1st", "2nd", "3rd", "stop", "banknote", "newspaper", "globe"}
         return not words & (directed | lettered) and self.subgroup not in {"time", "alphanum"}
 
 

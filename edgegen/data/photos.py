@@ -66,7 +66,15 @@ def read_frames(path: Path, most: int = 12, longest: int = 512) -> list[np.ndarr
     """
     if path.suffix.lower() in VIDEOS:
         with av.open(str(path)) as container:
-            frames = [f.to_image() for i, f in enumerate(container.decode(video=0)) if i % 4 == 0]
+            frames = []
+            every = 4
+            for i, decoded in enumerate(container.decode(video=0)):
+                if i % every:
+                    continue
+                frames.append(decoded.to_image())
+                frames[-1].thumbnail((longest, longest), Image.Resampling.LANCZOS)
+                if len(frames) > 8 * most:  # a long clip: only every other one so far
+                    frames, every = frames[::2], 2 * every
         frames = frames[:: max(1, -(-len(frames) // most))]
     else:
         with Image.open(path) as picture:

@@ -59,12 +59,12 @@ def save_embedded(pipe: DiffusionPipeline, folder: str | Path) -> Path:
                 _edit(new / name / "tokenizer_config.json", drop=_NOT_OF_THE_MODEL)
         for path in new.rglob("*.json"):
             _edit(path, drop=("_name_or_path",))
+        write_sums(new)
         if folder.is_dir():
             for path in folder.iterdir():
                 if path.is_file() and for_people(path):
                     shutil.copy2(path, new / path.name)
             folder.rename(Path(temporary) / "old")
-        write_sums(new)
         new.rename(folder)
     return folder
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -18,6 +16,7 @@ from torch import nn
 
 from ..cost import CostTracker
 from ..cost.summary import text_table
+from .memory import process_memory, restart_peak
 
 
 class GenerationCost:
@@ -40,6 +39,10 @@ class GenerationCost:
         self._seconds: dict[str, float] = defaultdict(float)
 
     def __enter__(self) -> GenerationCost:
+        if self._pipe.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._pipe.device)
+        else:
+            restart_peak()  # past what this process did before
         with ExitStack() as stack:
             stack.enter_context(self._tracker)
             for name, module in _timed_parts(self._pipe).items():
@@ -182,8 +185,7 @@ def _timed_parts(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
 
 
 def _peak_memory(device: torch.device) -> float:
-    """The most memory held so far, in MB: on CUDA by tensors, else by the whole process."""
+    """The most memory held at once, in MB: on CUDA by tensors, else by the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return process_memory("VmHWM") / 1e6

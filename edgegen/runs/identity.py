@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def input_files(settings: Mapping[str, Any]) -> dict[str, str]:
         path = _path(value)
         if path is not None and path.is_file():
             found[key] = sha256(path)
-        elif path is not None and path.is_dir() and ("/" in value or key == "model.source"):
+        elif path is not None and path.is_dir() and ("/" in value or _names_input(key)):
             found[key] = _folder_sha256(path)
     return found
 
@@ -55,10 +56,17 @@ def run_id(
         "settings": _material(settings),
         "inputs": dict(input_files(settings) if inputs is None else inputs),
         "code": code_version() if code is None else code,
+        "embedded": _embedded(),
     }
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     # The letter keeps it from being read as a number.
     return "r" + hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:15]
+
+
+def _names_input(key: str) -> bool:
+    """Whether a setting's value is a folder even where it looks like a plain word."""
+    last = key.rpartition(".")[2]
+    return last in {"source", "images", "reference", "clip", "backbone", "predictor", "spec"}
 
 
 def _material(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,6 +93,13 @@ def _path(value: str) -> Path | None:
         return path if path.exists() else None
     except (OSError, RuntimeError):
         return None
+
+
+@lru_cache(maxsize=1)
+def _embedded() -> dict[str, str]:
+    """The lists of checksums of what is used without being named: the dataset and the judge."""
+    lists = (assets.ROOT / name / assets.SUMS for name in ("data", "emoji-judge"))
+    return {path.parent.name: sha256(path) for path in lists if path.is_file()}
 
 
 def _folder_sha256(folder: Path) -> str:

