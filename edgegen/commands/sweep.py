@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -114,7 +117,14 @@ def _search(cfg: DictConfig, study: Study, run: Run) -> list[Row]:
     ):
         search = _work(*job, bar=bar)
     return [
-        _row(study, trial.params, trial.user_attrs["cell"], root, trial.user_attrs.get(ERROR))
+        _row(
+            study,
+            trial.params,
+            trial.user_attrs["cell"],
+            root,
+            trial.user_attrs.get(ERROR),
+            trial.values,
+        )
         for trial in search.trials()
     ]
 
@@ -136,7 +146,7 @@ def _work(
         sampler=shared["sampler"],
         seed=shared["seed"],
         settings=shared,
-        folder=root.parent,
+        folder=_locks(storage),
         heartbeat=heartbeat,
     )
 
@@ -162,10 +172,26 @@ def _work(
     return search
 
 
+def _locks(storage: str) -> Path:
+    """One folder for all sweeps of this user on this machine that share a storage."""
+    name = hashlib.sha256(storage.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"edgegen-{getpass.getuser()}-{name}"
+
+
 def _row(
-    study: Study, point: Mapping[str, Scalar], cell: str, root: Path, error: str | None
+    study: Study,
+    point: Mapping[str, Scalar],
+    cell: str,
+    root: Path,
+    error: str | None,
+    values: Sequence[float] | None = None,
 ) -> Row:
-    metrics = {} if error else Finished.read(root / cell).metrics
+    """A row of the results; `values` are the objectives of a cell that another sweep ran."""
+    metrics: Mapping[str, Any] = {}
+    if not error and (root / cell).is_dir():
+        metrics = Finished.read(root / cell).metrics
+    elif not error and values is not None:
+        metrics = dict(zip(study.objectives, values, strict=True))
     numbers = {
         name: metrics.get(name)
         for objective in study.objectives

@@ -96,6 +96,20 @@ def test_a_search_takes_cells_that_are_finished(study, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_study_is_shared_by_sweeps_of_two_folders(study, tmp_path):
+    """Each folder runs its share of the trials, and both tell of all."""
+    pytest.importorskip("optuna")
+    typed = [*study, "sampler=random", f"storage=sqlite:///{tmp_path}/study.db"]
+    main([*typed, "n_trials=2", f"output_dir={tmp_path / 'one'}"])
+    main([*typed, "n_trials=5", f"output_dir={tmp_path / 'two'}"])
+    first, second = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert (len(first), len(second)) == (2, 5)
+    for ours, theirs in zip(second, first, strict=False):
+        assert ours["cell"] == theirs["cell"]
+        assert ours["cost/tflops_all"] == pytest.approx(theirs["cost/tflops_all"])
+    assert not any(row["error"] for row in second)
+
+
 def test_a_grid_by_two_processes_killed_on_the_way(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "sweep"
