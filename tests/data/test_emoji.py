@@ -9,9 +9,10 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
-from edgegen import assets
+from edgegen import assets, configs
 from edgegen.data.building import quantize_colours
 from edgegen.data.emoji import (
     FAMILY,
@@ -23,6 +24,8 @@ from edgegen.data.emoji import (
     embedded_emoji,
     write_emoji_file,
 )
+
+CONFIGS = Path(configs.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,8 @@ def test_counts_of_the_documentation(everything: EmojiSet) -> None:
 
     wanted = [count([p for p in everything.pictures if p.style == style]) for style in STYLES]
     wanted.append(count(everything.pictures))
-    for groups in (None, ["animals-nature", "food-drink"]):
+    domain = yaml.safe_load((CONFIGS / "domain" / "emoji.yaml").read_text())["groups"]
+    for groups in (None, domain):
         emoji = EmojiSet(groups=groups)
         parts = [[emoji.pictures[i] for i in emoji.indices(s)] for s in get_args(Split)]
         for part in [*parts, emoji.pictures]:
@@ -221,6 +225,14 @@ def test_captions(emoji: EmojiSet) -> None:
 )
 def test_flips_that_would_contradict_a_label(label: str, subgroup: str, may: bool) -> None:
     assert Concept("1", label, (), "g", subgroup).may_flip is may
+
+
+def test_moons_charts_and_medals_have_a_side(everything: EmojiSet) -> None:
+    may = {concept.label: concept.may_flip for concept in everything.concepts}
+    sided = ["waxing crescent moon", "last quarter moon", "chart increasing", "1st place medal"]
+    assert not any(may[label] for label in [*sided, "stop sign"])
+    assert may["full moon"]
+    assert may["fox"]
 
 
 def test_no_label_with_a_side_may_be_flipped(everything: EmojiSet) -> None:
