@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -175,7 +175,8 @@ def _work(
 def _locks(storage: str) -> Path:
     """One folder for all sweeps of this user on this machine that share a storage."""
     name = hashlib.sha256(storage.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"edgegen-{getpass.getuser()}-{name}"
+    user = os.getuid() if hasattr(os, "getuid") else "all"
+    return Path(tempfile.gettempdir()) / f"edgegen-{user}-{name}"
 
 
 def _row(

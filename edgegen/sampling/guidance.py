@@ -29,7 +29,7 @@ def guidance_embedding(scale: Tensor, width: int) -> Tensor:
     # thousands is no longer what a pipeline hands over.
     half = width // 2
     rate = torch.log(torch.tensor(10000.0)) / (half - 1)
-    frequencies = torch.exp(torch.arange(half) * -rate).to(scale.device)
+    frequencies = torch.exp(torch.arange(half, device=scale.device) * -rate)
     angles = 1000 * (scale - 1).float()[:, None] * frequencies
     features = torch.cat([angles.sin(), angles.cos()], dim=1)
     return torch.nn.functional.pad(features, (0, width % 2))
@@ -43,6 +43,6 @@ def guidance_input(unet: Any, scale: float, count: int) -> dict[str, Tensor]:
     width = getattr(unet.config, "time_cond_proj_dim", None)
     if width is None:
         return {}
-    # In float64 until 1 is taken off, as in diffusers' pipelines.
-    scales = torch.full((count,), scale, dtype=torch.float64, device=unet.device)
-    return {"timestep_cond": guidance_embedding(scales, width).to(unet.dtype)}
+    # On the CPU, and in float64 until 1 is taken off, as in diffusers' pipelines.
+    features = guidance_embedding(torch.full((count,), scale, dtype=torch.float64), width)
+    return {"timestep_cond": features.to(unet.device, unet.dtype)}

@@ -66,7 +66,9 @@ class Muon(torch.optim.AdamW):
 
 def emulates_bfloat16(device: torch.device) -> bool:
     """Whether a device has no bfloat16 products of its own: a CPU before AVX-512."""
-    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def orthogonalized(matrices: Tensor, iterations: int = 5) -> Tensor:

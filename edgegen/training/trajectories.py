@@ -82,12 +82,13 @@ class TrajectoryTask:
         text, negative = teacher.encode(batch["prompt"])
         guided = negative is not None
         condition = text if negative is None else torch.cat([negative, text])
+        scale = guidance_input(teacher.unet, teacher.guidance, count)
         output = student(
             torch.cat([samples[each, places]] * (1 + guided)).float(),
             teacher.scheduler.timesteps.to(device)[places].repeat(1 + guided),
             encoder_hidden_states=condition.float(),
             return_dict=False,
-            **guidance_input(teacher.unet, teacher.guidance, count),
+            **{name: value.float() for name, value in scale.items()},
         )[0].float()
         if guided:
             without, given = output.chunk(2)

@@ -95,7 +95,6 @@ def test_a_search_takes_cells_that_are_finished(study, tmp_path):
     assert (folder / "study.db").is_file()
 
 
-@pytest.mark.slow
 def test_a_study_is_shared_by_sweeps_of_two_folders(study, tmp_path):
     """Each folder runs its share of the trials, and both tell of all."""
     pytest.importorskip("optuna")
@@ -110,6 +109,7 @@ def test_a_study_is_shared_by_sweeps_of_two_folders(study, tmp_path):
     assert not any(row["error"] for row in second)
 
 
+@pytest.mark.slow
 def test_a_grid_by_two_processes_killed_on_the_way(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "sweep"
