@@ -16,6 +16,14 @@ def diffuse(sample: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     return a.sqrt() * sample + (1 - a).sqrt() * noise
 
 
+def shift_time(time: Tensor, shift: float) -> Tensor:
+    """Times in [0, 1], 1 all noise, with their odds t / (1 − t) multiplied by `shift`.
+
+    s·t / (1 + (s − 1)·t): above 1, more of the noisy ones (Esser et al. 2024, equation 23).
+    """
+    return shift * time / (1 + (shift - 1) * time)
+
+
 def denoising_target(sample: Tensor, noise: Tensor, alpha_bar: Tensor, kind: Prediction) -> Tensor:
     """ε, or v = √ᾱ ε − √(1−ᾱ) x₀ (Salimans & Ho 2022, Appendix D)."""
     if kind == "epsilon":

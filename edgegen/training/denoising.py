@@ -20,8 +20,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
-from ..losses.diffusion import denoising_loss, diffuse
-from ..pipelines.parts import unet as read_unet
+from ..losses.diffusion import denoising_loss, diffuse, shift_time
 from ..pipelines.save import save_embedded
 from .optimization import optimizer_and_schedule, step_generator
 
@@ -44,11 +43,9 @@ class DenoisingModule(lightning.LightningModule):
         clip: its text half conditions the UNet and stays as it is; or that half alone.
         scheduler: gives ᾱ and the prediction type.
         optimizer: keyword arguments of `optimization.optimizer_and_schedule`.
-        weights: folder of a UNet to begin with, as `parts.unet` finds it; null for random weights.
         ema_decay: of the averaged weights, which are what is exported and sampled from.
         gamma: of Min-SNR; null weighs all steps alike.
-        shift: more noise for s > 1: u in [0, 1) becomes s·u / (1 + (s − 1)·u) of all steps (Esser
-            et al. 2024, equation 23).
+        shift: of the timesteps drawn, see `losses.diffusion.shift_time`; 1 draws all alike.
         compile: run the UNet through torch.compile.
         eager_attention: plain matrix products while training; on CPUs the fused kernel's backward
             pass is slower than theirs at these sizes.
@@ -63,7 +60,6 @@ class DenoisingModule(lightning.LightningModule):
         clip: CLIPModel | CLIPTextModel,
         scheduler: SchedulerMixin,
         optimizer: dict[str, Any],
-        weights: str | None = None,
         ema_decay: float = 0.9995,
         gamma: float | None = 5.0,
         shift: float = 1.0,
@@ -74,8 +70,6 @@ class DenoisingModule(lightning.LightningModule):
         super().__init__()
         if not shift > 0:
             raise ValueError(f"module.shift={shift}: must be above 0; 1 draws all steps alike")
-        if weights is not None:
-            unet.load_state_dict(read_unet(weights).state_dict())
         self.unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if eager_attention:
             self.unet.set_attn_processor(AttnProcessor())
@@ -98,8 +92,7 @@ class DenoisingModule(lightning.LightningModule):
         count, steps = len(latents), len(self.alpha_bar)
         offset = torch.rand(1, generator=generator, device=latents.device)
         uniform = (torch.arange(count, device=latents.device) / count + offset) % 1
-        shifted = self.shift * uniform / (1 + (self.shift - 1) * uniform)
-        return noise, (shifted * steps).long().clamp_max(steps - 1)
+        return noise, (shift_time(uniform, self.shift) * steps).long().clamp_max(steps - 1)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         latents, tokens = batch

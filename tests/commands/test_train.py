@@ -120,7 +120,7 @@ def test_a_second_stretch_begins_with_the_averaged_weights_of_the_first(
     typed: dict[str, list[str]],
 ) -> None:
     train(typed["unet"], "first", 2)
-    own = ("experiment=", "vae=", "clip=", "module.compile=", "+module.ema_decay=")
+    own = ("experiment=", "vae=", "clip=", "module.unet.", "module.compile=", "+module.ema_decay=")
     second = [each for each in typed["unet"] if not each.startswith(own)]
     second += ["experiment=emoji/unet_second", "base=first/model", "data.groups=[food-drink]"]
     second += ["module.optimizer.schedule_options.num_decay_steps=1", "module.optimizer.lr=0"]

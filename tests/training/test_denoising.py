@@ -170,16 +170,6 @@ def test_shifted_timesteps_are_the_noise_of_another_resolution(clip_folder: Path
         tiny_module(clip_folder, shift=0)
 
 
-def test_begins_with_the_weights_of_a_folder(clip_folder: Path, tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    other = UNet2DConditionModel.from_config(tiny_unet().config)
-    other.save_pretrained(tmp_path / "unet")
-    module = tiny_module(clip_folder, weights=str(tmp_path / "unet"))
-    for found, wanted in ((module.unet, other), (module.averaged_unet(), other)):
-        weights = wanted.state_dict()
-        assert all(torch.equal(v, weights[k]) for k, v in found.state_dict().items())
-
-
 def test_weights_and_average_against_a_plain_loop(clip_folder: Path, tmp_path: Path) -> None:
     module = tiny_module(clip_folder, ema_decay=0.9)
     fit(module, tmp_path, gradient_clip_val=1.0)
