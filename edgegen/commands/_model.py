@@ -13,14 +13,12 @@ from omegaconf import DictConfig
 from transformers.utils import logging as transformers_logging
 
 from ..api import load
-
-# Arguments of `load` that are settings of the model; `configs/model/custom.yaml` lists them.
-_OPTIONS = ("vae", "prediction_type", "tokenizer", "config", "variant", "dtype", "allow_pickle")
+from ..pipelines.load import OPTIONS
 
 
 def load_options(cfg: DictConfig) -> dict[str, Any]:
     """The arguments of `api.load` that are given beside the source and its scheduler."""
-    return {key: cfg.model[key] for key in _OPTIONS if cfg.model.get(key) is not None}
+    return {key: cfg.model[key] for key in OPTIONS if cfg.model.get(key) is not None}
 
 
 def load_model(cfg: DictConfig, device: str) -> DiffusionPipeline:
@@ -37,7 +35,7 @@ def load_model(cfg: DictConfig, device: str) -> DiffusionPipeline:
             )
     except (ValueError, FileNotFoundError) as error:
         # `load` names its arguments, which are options of the model here.
-        names = "|".join(_OPTIONS)
+        names = "|".join(OPTIONS)
         raise type(error)(re.sub(rf"(?<![\w.])({names})=", r"model.\1=", str(error))) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe

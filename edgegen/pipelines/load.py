@@ -28,6 +28,10 @@ from .single_file import load_single_file
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+# Arguments of `load` that a model's config may hold beside its source.
+OPTIONS = ("vae", "prediction_type", "tokenizer", "config", "variant", "dtype", "allow_pickle")
+
+
 def load(
     source: str | Path,
     *,

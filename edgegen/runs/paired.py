@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from diffusers import DiffusionPipeline
 from torch import nn
 
 from ..api import Method, apply
+from ..data.asks import AskBatches
 from ..metrics.quality.backbone import load_backbone, name_of
 from ..metrics.quality.bootstrap import Estimate, bootstrap_mean, paired_difference
 from ..metrics.quality.paired import paired_errors
@@ -91,7 +93,7 @@ def paired_error(
     if not prompts or not seeds or not methods:
         raise ValueError("one prompt, one seed and one method at least are needed")
     own = default_size(pipe)
-    how = {
+    how: dict[str, Any] = {
         "guidance": default_guidance(pipe) if guidance is None else guidance,
         "height": own[0] if height is None else height,
         "width": own[1] if width is None else width,
@@ -103,7 +105,7 @@ def paired_error(
         pipe,
         texts,
         noises,
-        **how,  # type: ignore[arg-type]
+        **how,
         steps=truth_steps,
         cache=cache,
         batch=batch,
@@ -113,11 +115,13 @@ def paired_error(
     for label, chosen in methods.items():
         pictures = []
         with apply(pipe, chosen):
-            for start in range(0, len(texts), batch):
-                part = slice(start, start + batch)
-                made = sample(pipe, texts[part], noises[part], steps=steps, **how)  # type: ignore[arg-type]
+            batches = AskBatches(len(texts), batch)
+            for number in range(len(batches)):
+                places = batches[number]
+                part = [texts[place] for place in places], [noises[place] for place in places]
+                made = sample(pipe, *part, steps=steps, **how)
                 pictures += [np.asarray(picture.convert("RGB")) for picture in made]
-        found = paired_errors(as_floats(pictures), as_floats(truth), network)
+        found = paired_errors(as_floats(pictures[: len(texts)]), as_floats(truth), network)
         errors[label] = found.numpy()
     return PairedErrors(
         ("quality/ode_rmse", f"quality/ode_{name_of(network)}"), errors, len(prompts)

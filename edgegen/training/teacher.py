@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..api import load
 from ..pipelines.architectures import architecture, build
-from ..pipelines.load import DTYPES
+from ..pipelines.load import DTYPES, OPTIONS
 from ..pipelines.schedulers import make_scheduler
 from ..reuse.adaptor import text_width
 from ..reuse.fingerprint import fingerprint
@@ -78,7 +78,8 @@ class Teacher:
                     f"model={name}: says no weights; give model.source=… or "
                     "module.teacher.random_weights=true to try it out"
                 )
-            pipe = load(model["source"], dtype=dtype)
+            options = {key: model[key] for key in OPTIONS if model.get(key) is not None}
+            pipe = load(model["source"], **{"dtype": dtype, **options})
             if not isinstance(pipe, StableDiffusionPipeline):
                 raise ValueError(
                     f"model={model['source']}: is a {type(pipe).__name__}; allowed are models of "
