@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..api import apply
 from ..cost import Summary
 from ..pipelines.architectures import architecture
+from ..pipelines.load import OPTIONS
 from ..pipelines.run_cost import run_cost
 from ..runs.atomic import write_atomic
 from ..runs.record import Run
@@ -34,6 +35,11 @@ def main(cfg: DictConfig, run: Run) -> None:
     if cfg.dtype not in _DTYPES:
         raise ValueError(f"dtype={cfg.dtype}: must be one of {', '.join(_DTYPES)}")
     model: Any = OmegaConf.to_container(cfg.model, resolve=True, throw_on_missing=True)
+    if given := [name for name in OPTIONS if model.get(name) is not None]:
+        raise ValueError(
+            f"model.{given[0]}={model[given[0]]}: is of weights, and none are read here; parts are "
+            "chosen by component@model.components.vae=taesd"
+        )
     for name in ("steps", "batch", "height", "width"):
         if cfg[name] is not None or name in ("steps", "batch"):
             whole_number(cfg, name, 1)

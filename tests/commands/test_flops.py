@@ -195,3 +195,11 @@ def test_stored_size_of_quantized_weights(tmp_path: Path) -> None:
     linear = plain["cost/gmacs_conv_linear"] / plain["cost/gmacs_all"]
     wanted = plain["cost/tbops"] * (1 - linear + linear / 32)
     assert packed["cost/tbops"] == pytest.approx(wanted, rel=0.01)
+
+
+def test_options_of_weights_are_refused(tiny_pipeline_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([f"model={tiny_pipeline_folder}", "model.vae=taesd", f"output_dir={tmp_path / 'o'}"])
+    assert stopped.value.code == 2
+    assert "model.vae=taesd: is of weights" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
