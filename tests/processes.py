@@ -36,7 +36,7 @@ def start(command: str, *arguments: str, **environment: str) -> BaseProcess:
     return process
 
 
-def run_two(command: str, *arguments: str, timeout: float = 300) -> None:
+def run_two(command: str, *arguments: str, trainer: str = "ddp", timeout: float = 300) -> None:
     """A command by two processes that share the work, as `torchrun` would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -49,9 +49,9 @@ def run_two(command: str, *arguments: str, timeout: float = 300) -> None:
         "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "test",
     }
-    ddp = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    both = (f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.devices=2")
     processes = [
-        start(command, *arguments, *ddp, **shared, RANK=rank, LOCAL_RANK=rank) for rank in "01"
+        start(command, *arguments, *both, **shared, RANK=rank, LOCAL_RANK=rank) for rank in "01"
     ]
     for rank, process in enumerate(processes):
         process.join(timeout)

@@ -12,6 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
@@ -45,6 +46,8 @@ def main(cfg: DictConfig, run: Run) -> None:
     data = instantiate(cfg.data, _convert_="all")
     module = instantiate(cfg.module, _convert_="all")
     trainer = _trainer(cfg, run.folder / "checkpoints")
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        _check_sharding(module)
     if "bf16" in str(trainer.precision) and emulates_bfloat16(trainer.strategy.root_device):
         print(
             f"trainer.precision={trainer.precision}: this CPU emulates bfloat16, slowly; "
@@ -67,6 +70,16 @@ def main(cfg: DictConfig, run: Run) -> None:
             logger.experiment.finish()
     if trainer.is_global_zero:
         module.export(run.dir / "model", data)
+
+
+def _check_sharding(module: lightning.LightningModule) -> None:
+    if not hasattr(module, "check_sharding"):
+        name = type(module).__name__
+        raise ValueError(f"trainer=fsdp: {name} cannot be sharded: use trainer=ddp")
+    try:
+        module.check_sharding()
+    except ValueError as error:
+        raise ValueError(f"trainer=fsdp: {error}") from None
 
 
 def _trainer(cfg: DictConfig, checkpoints: Path) -> lightning.Trainer:

@@ -134,10 +134,13 @@ class Summary(dict[str, Part]):
         return text_table((f"{name} block", "GMACs all", "conv+linear"), rows)
 
     def _remarks(self) -> list[str]:
-        if not self.uncounted:
-            return []
-        named = ", ".join(f"{op} ({times}×)" for op, times in self.uncounted.most_common())
-        return [f"Not counted, for want of a formula: {named}"]
+        return [uncounted_remark(self.uncounted)] if self.uncounted else []
+
+
+def uncounted_remark(uncounted: Mapping[str, int]) -> str:
+    """A line that names operators without a formula, and how often each ran."""
+    named = ", ".join(f"{op} ({n}×)" for op, n in Counter(uncounted).most_common())
+    return f"Not counted, for want of a formula: {named}"
 
 
 def _work(cost: ModuleCost, batch: int = 1) -> tuple[str, str]:

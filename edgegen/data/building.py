@@ -10,7 +10,9 @@ import json
 import shutil
 import subprocess
 import tarfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,14 +50,20 @@ SOURCES = {
 
 
 def _read(tarball: Path, member: str) -> bytes:
+    with _opened(tarball, f"holds no {member}") as archive:
+        handle = archive.extractfile(f"package/{member}")
+        if handle is None:
+            raise KeyError(member)
+        return handle.read()
+
+
+@contextmanager
+def _opened(tarball: Path, lacking: str) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(tarball) as archive:
-            handle = archive.extractfile(f"package/{member}")
-            if handle is None:
-                raise KeyError(member)
-            return handle.read()
-    except (tarfile.TarError, EOFError, KeyError) as error:
-        raise ValueError(f"{tarball}: cut off, or holds no {member}; fetch it again") from error
+            yield archive
+    except (tarfile.TarError, zlib.error, EOFError, KeyError) as error:
+        raise ValueError(f"{tarball}: cut off, or {lacking}; fetch it again") from error
 
 
 def tarballs(folder: Path) -> list[Path]:
@@ -132,7 +140,7 @@ def _svg_icons(folder: Path, style: str) -> Iterator[tuple[str, Any]]:
 
 
 def _webp_icons(folder: Path, style: str) -> Iterator[tuple[str, Any]]:
-    with tarfile.open(folder / SOURCES[style].tarball) as archive:
+    with _opened(folder / SOURCES[style].tarball, "damaged") as archive:
         for member in archive:  # in order: seeking back in a gzip reads it again from the start
             path = Path(member.name)
             handle = archive.extractfile(member) if path.suffix == ".webp" else None

@@ -7,6 +7,8 @@ import inspect
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +47,7 @@ def save_embedded(pipe: DiffusionPipeline, folder: str | Path) -> Path:
     if "requires_safety_checker" in taken:
         flags["requires_safety_checker"] = False  # or from_pretrained warns of its absence
     written = type(pipe)(**{**parts, **halves, **flags})
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        new = Path(temporary) / "new"
+    with replaced_folder(folder) as new:
         written.save_pretrained(new, safe_serialization=True)
         for name in ("text_encoder", "text_encoder_2"):
             if (new / name).is_dir():
@@ -60,12 +60,6 @@ def save_embedded(pipe: DiffusionPipeline, folder: str | Path) -> Path:
         for path in new.rglob("*.json"):
             _edit(path, drop=("_name_or_path",))
         write_sums(new)
-        if folder.is_dir():
-            for path in folder.iterdir():
-                if path.is_file() and for_people(path):
-                    shutil.copy2(path, new / path.name)
-            folder.rename(Path(temporary) / "old")
-        new.rename(folder)
     return folder
 
 
@@ -82,16 +76,38 @@ def save_embedded_clip(
     """
     folder = Path(folder)
     half: Any = _half("clip", model)
-    half.save_pretrained(folder)
-    _edit(folder / "config.json", dtype="float32")
-    text = json.dumps(settings, indent=2) + "\n"
-    (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
-    tokenizer.save_pretrained(folder)
-    tokenizer.backend_tokenizer.model.save(str(folder))
-    for name in ("config.json", "tokenizer_config.json"):
-        _edit(folder / name, drop=("_name_or_path", *_NOT_OF_THE_MODEL))
-    write_sums(folder)
+    with replaced_folder(folder) as new:
+        half.save_pretrained(new)
+        _edit(new / "config.json", dtype="float32")
+        text = json.dumps(settings, indent=2) + "\n"
+        (new / "preprocessor_config.json").write_text(text, encoding="utf-8")
+        tokenizer.save_pretrained(new)
+        tokenizer.backend_tokenizer.model.save(str(new))
+        for name in ("config.json", "tokenizer_config.json"):
+            _edit(new / name, drop=("_name_or_path", *_NOT_OF_THE_MODEL))
+        write_sums(new)
     return folder
+
+
+@contextmanager
+def replaced_folder(folder: str | Path) -> Iterator[Path]:
+    """An empty folder to write a model into, which takes the place of `folder` once it is whole.
+
+    Files for people (`assets.for_people`) that lie in the old folder stay, everything else in it
+    goes. After an error the old one is as it was.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        yield new
+        if folder.is_dir():
+            for path in folder.iterdir():
+                if path.is_file() and for_people(path):
+                    shutil.copy2(path, new / path.name)
+            folder.rename(Path(temporary) / "old")
+        new.rename(folder)
 
 
 def _half(name: str, module: torch.nn.Module) -> torch.nn.Module:

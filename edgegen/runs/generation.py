@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ..cost import CostTracker
-from ..cost.summary import text_table
+from ..cost.summary import text_table, uncounted_remark
 from .memory import process_memory, restart_peak
 
 
@@ -134,7 +134,7 @@ class GenerationCost:
 
 
 def cost_table(cost: Mapping[str, Any]) -> str:
-    """The cost of one picture by part, as text."""
+    """The cost of one picture by part, as text; then what could not be counted."""
     heads = ("one picture", "params", "calls", "GMACs all", "conv+linear", "share", "ms")
     rows = [
         (
@@ -158,7 +158,8 @@ def cost_table(cost: Mapping[str, Any]) -> str:
         "",
         f"{1000 * metrics['cost/seconds_per_image']:,.1f}",
     )
-    return text_table(heads, [*rows, total])
+    remarks = [uncounted_remark(cost["uncounted"])] if cost["uncounted"] else []
+    return "\n".join([text_table(heads, [*rows, total]), *remarks])
 
 
 def read_cost(path: str | Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..cost.profiling import Profile, Row, Target, intensity, least_seconds, targets
 from ..cost.roofline import Device
-from ..cost.summary import text_table
+from ..cost.summary import text_table, uncounted_remark
 from .page import metric, percent
 
 _LEAST_SHARE = 0.01  # of the time: what takes less is not worth attacking, however slow it is
@@ -248,8 +248,7 @@ def _modules(analysis: Analysis) -> dict[str, Any]:
     ]
     uncounted = sum((each.cost.uncounted for each in analysis.profiles), start=Counter[str]())
     if uncounted:
-        named = ", ".join(f"{name} ({times}×)" for name, times in uncounted.most_common())
-        notes.append(f"Not counted, for want of a formula: {named}.")
+        notes.append(uncounted_remark(uncounted) + ".")
     return {"id": "modules", "title": "All modules", "heads": heads, "rows": rows, "notes": notes}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..cost.summary import uncounted_remark
 from .atomic import write_atomic
 from .page import (
     ReportClip,
@@ -124,6 +125,5 @@ def _notes(cost: Mapping[str, Any]) -> list[str]:
         "machine below. What runs between the parts, such as the scheduler, is not in the rows.",
     ]
     if cost["uncounted"]:
-        named = ", ".join(f"{name} ({times}×)" for name, times in cost["uncounted"].items())
-        notes.append(f"Not counted, for want of a formula: {named}.")
+        notes.append(uncounted_remark(cost["uncounted"]) + ".")
     return notes

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..losses.reconstruction import kl_to_standard_normal, psnr, reconstruction_loss
 from ..pipelines.latents import fold_latent_moments, latent_moments
 from ..pipelines.parts import autoencoder
+from ..pipelines.save import replaced_folder
 from .optimization import optimizer_and_schedule, step_generator
 
 
@@ -76,7 +77,8 @@ class AutoencoderModule(lightning.LightningModule):
             data.setup()
             pictures = torch.stack([data.train_set[i] for i in range(samples)])
             fold_latent_moments(model, *latent_moments(model, pictures))
-        model.save_pretrained(folder)
+        with replaced_folder(folder) as new:
+            model.save_pretrained(new)
 
     def configure_optimizers(self) -> Any:
         return optimizer_and_schedule(self.model.parameters(), **self.optimizer_options)

@@ -11,6 +11,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ..runs.atomic import write_atomic
+from .optimization import ends_step
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -31,6 +32,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class LastCheckpoint(ModelCheckpoint):
     """Keeps the newest checkpoint as `last.ckpt`, written every so many steps and at the end.
 
+    A training whose time is over finishes the step it is in: a checkpoint holds no gradients, so
+    what was accumulated would be lost.
+
     Args:
         folder: where it is written.
         every: optimisation steps between two of them.
@@ -47,9 +51,17 @@ class LastCheckpoint(ModelCheckpoint):
         )
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        super().on_train_batch_end(trainer, pl_module, *args)
+        if not ends_step(trainer, batch_idx):
+            trainer.should_stop = False  # the timer says so again after the next batch
+            return
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         ends = trainer.should_stop or trainer.global_step == trainer.max_steps
         if ends and not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -13,11 +13,13 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     SchedulerMixin,
     StableDiffusionPipeline,
+    UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from ..losses.diffusion import denoising_loss, diffuse, shift_time
@@ -43,7 +45,8 @@ class DenoisingModule(lightning.LightningModule):
         clip: its text half conditions the UNet and stays as it is; or that half alone.
         scheduler: gives ᾱ and the prediction type.
         optimizer: keyword arguments of `optimization.optimizer_and_schedule`.
-        ema_decay: of the averaged weights, which are what is exported and sampled from.
+        ema_decay: of the averaged weights, which are what is exported and sampled from; null
+            averages none, and the last weights take their place.
         gamma: of Min-SNR; null weighs all steps alike.
         shift: of the timesteps drawn, see `losses.diffusion.shift_time`; 1 draws all alike.
         compile: run the UNet through torch.compile.
@@ -60,7 +63,7 @@ class DenoisingModule(lightning.LightningModule):
         clip: CLIPModel | CLIPTextModel,
         scheduler: SchedulerMixin,
         optimizer: dict[str, Any],
-        ema_decay: float = 0.9995,
+        ema_decay: float | None = 0.9995,
         gamma: float | None = 5.0,
         shift: float = 1.0,
         compile: bool = False,
@@ -76,14 +79,31 @@ class DenoisingModule(lightning.LightningModule):
         self.text_encoder = text_encoder_of(clip)
         self.scheduler, self.optimizer_options = scheduler, optimizer
         self.gamma, self.shift, self.seed = gamma, shift, seed
-        self.ema = EMAModel(self.unet.parameters(), decay=ema_decay, foreach=True)
+        self.ema: EMAModel | None = None
+        if ema_decay is not None:
+            self.ema = EMAModel(self.unet.parameters(), decay=ema_decay, foreach=True)
         self.register_buffer("alpha_bar", scheduler.alphas_cumprod.clone(), persistent=False)
         # In a tuple, so that the compiled twin is no second submodule with the same weights.
         self._forward = (torch.compile(self.unet) if compile else self.unet,)
 
-    def setup(self, stage: str) -> None:
-        if isinstance(self.trainer.strategy, FSDPStrategy):
-            raise ValueError("trainer=fsdp shards the weights, which EMA averages: use trainer=ddp")
+    def check_sharding(self) -> None:
+        """Say in a line why the weights cannot be split over processes, if they cannot."""
+        if self.ema is not None:
+            raise ValueError(
+                "sharded weights are not averaged: set module.ema_decay=null or use trainer=ddp"
+            )
+        if self.optimizer_options.get("muon"):
+            raise ValueError(
+                "Muon needs whole matrices: set module.optimizer.muon=false or use trainer=ddp"
+            )
+
+    def configure_model(self) -> None:
+        """Split the UNet over the processes of each machine, where the trainer asks for it."""
+        if self.device_mesh is None or isinstance(self.unet, FSDPModule):
+            return
+        unet: Any = self.unet.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks, unet):
+            fully_shard(block, mesh=self.device_mesh)
 
     def noise(self, latents: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Noise and stratified timesteps, functions of the seed and the batch's place alone."""
@@ -119,21 +139,39 @@ class DenoisingModule(lightning.LightningModule):
         # Not in `on_train_batch_end`, which comes after the checkpoint callback's own and also
         # after batches whose gradient is only accumulated.
         super().optimizer_step(*args, **kwargs)
-        self.ema.step(self.unet.parameters())
+        if self.ema is not None:
+            self.ema.step(self.unet.parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ema"] = self.ema.state_dict()
+        if self.ema is not None:
+            checkpoint["ema"] = self.ema.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.ema.load_state_dict(checkpoint["ema"])
+        if self.ema is not None:
+            self.ema.load_state_dict(checkpoint["ema"])
 
     def on_fit_start(self) -> None:
-        self.ema.to(self.device)
+        if self.ema is not None:
+            self.ema.to(self.device)
+
+    def on_fit_end(self) -> None:
+        if isinstance(self.unet, FSDPModule):
+            self.unet = self.averaged_unet()
 
     def averaged_unet(self) -> nn.Module:
-        """A copy of the UNet that holds the averaged weights."""
+        """A copy of the UNet that holds the averaged weights.
+
+        Where the weights are sharded, every process must ask for it; the first gets them.
+        """
+        if isinstance(self.unet, FSDPModule):
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            state = get_model_state_dict(self.unet, options=options)
+            whole: nn.Module = UNet2DConditionModel.from_config(dict(self.unet.config))
+            whole.load_state_dict(state or whole.state_dict())
+            return whole.eval()
         unet = copy.deepcopy(self.unet).float().cpu().eval()
-        self.ema.copy_to(unet.parameters())
+        if self.ema is not None:
+            self.ema.copy_to(unet.parameters())
         return unet.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     kind: type[DiffusionPipeline] = StableDiffusionPipeline

@@ -138,6 +138,11 @@ def with_schedule(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+def ends_step(trainer: lightning.Trainer, batch_idx: int) -> bool:
+    """Whether a batch is the last of those whose gradients one optimisation step adds up."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
 def step_generator(module: lightning.LightningModule, seed: int, batch_idx: int) -> torch.Generator:
     """A generator on the module's device, seeded by (seed, step, rank, accumulated batch) alone.
 

@@ -11,6 +11,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 
 from ..runs.pictures import grid
+from .optimization import ends_step
 
 
 class SampleGrid(lightning.Callback):
@@ -34,11 +35,15 @@ class SampleGrid(lightning.Callback):
         self.folder, self.prompts, self.every = Path(folder), prompts, every
         self.columns, self.steps, self.guidance = columns, steps, guidance
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         step = trainer.global_step
-        if step % self.every or not trainer.is_global_zero:
+        if step % self.every or not ends_step(trainer, batch_idx):
             return
         pipe = module.pipeline(trainer.datamodule)  # type: ignore[attr-defined]
+        if not trainer.is_global_zero:
+            return
         pipe.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(i) for i in range(len(self.prompts))]
         with torch.autocast(module.device.type, enabled=False):
@@ -78,16 +83,20 @@ class EditGrid(lightning.Callback):
         self.steps, self.guidance, self.image_guidance = steps, guidance, image_guidance
         self._examples: Any = None
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         step = trainer.global_step
-        if step % self.every or not trainer.is_global_zero:
+        if step % self.every or not ends_step(trainer, batch_idx):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        pipe = module.pipeline(data)
+        if not trainer.is_global_zero:
+            return
         if self._examples is None:
             self._examples = data.examples(self.pairs)
         sources, texts, targets = zip(*self._examples, strict=True)
         images = [Image.fromarray(source) for source in sources]
-        pipe = module.pipeline(data)
         pipe.set_progress_bar_config(disable=True)
         with torch.autocast(module.device.type, enabled=False):
             edits = pipe(

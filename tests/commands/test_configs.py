@@ -188,13 +188,12 @@ TRAINERS = [name.removeprefix("trainer/") for name in OPTIONS if name.startswith
 def test_every_trainer_can_be_built(name: str, tmp_path: Path) -> None:
     overrides = [f"trainer={name}", "trainer.max_steps=1"]
     if not torch.cuda.is_available():
-        if name == "fsdp":
-            pytest.skip("Lightning shards on GPUs only")
-        overrides += ["trainer.accelerator=cpu", "trainer.devices=2" if name == "ddp" else "seed=0"]
+        devices = 2 if name in ("ddp", "fsdp") else 1
+        overrides += ["trainer.accelerator=cpu", f"trainer.devices={devices}"]
     config = composed("train", *overrides)
     trainer = build(config.trainer)
     assert isinstance(trainer, lightning.Trainer)
-    assert trainer.world_size == (2 if name == "ddp" else 1)
+    assert trainer.world_size == (2 if name in ("ddp", "fsdp") else 1)
     # The stream shards itself and never ends: no epochs, no sampler of Lightning's.
     assert trainer.check_val_every_n_epoch is None
     assert not trainer._accelerator_connector.use_distributed_sampler

@@ -14,7 +14,7 @@ from edgegen.commands._prompts import read_prompts
 from edgegen.pipelines.load import load
 from edgegen.pipelines.schedulers import scheduler_names
 from edgegen.reuse import Stage, make_adaptor, save_adaptor
-from edgegen.runs.generation import GenerationCost
+from edgegen.runs.generation import GenerationCost, cost_table
 from edgegen.runs.pictures import read_settings
 from edgegen.runs.record import is_finished, read_record
 from edgegen.sampling.generate import cut_off, noise_generator, noise_seed
@@ -354,6 +354,8 @@ def test_the_cost_is_that_of_one_picture(tiny_pipeline_folder):
     assert (
         sum(part["seconds"] for part in more.values()) < result["metrics"]["cost/seconds_per_image"]
     )
+    assert "Not counted" not in cost_table(result)
+    assert "odd (3×)" in cost_table(result | {"uncounted": {"odd": 3}}).splitlines()[-1]
     alone, _ = cost_of(2, [1], guidance=1.0)
     assert alone["unet"]["gmacs_all"] == pytest.approx(once["unet"]["gmacs_all"] / 2)
     assert not pipe.unet._forward_hooks

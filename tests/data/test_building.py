@@ -120,6 +120,19 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return printed
 
 
+@pytest.mark.parametrize("style", ["noto", "fluent-3d"])
+def test_a_cut_package_is_named(
+    style: str, packages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("resvg_py")
+    cut = packages / SOURCES[style].tarball
+    cut.write_bytes(cut.read_bytes()[:-40])
+    output = tmp_path / "emoji.npz"
+    line = refused(capsys, f"packages={packages}", f"output={output}", f"output_dir={tmp_path}/o")
+    assert f"{cut}: cut off, or" in line
+    assert not output.exists()
+
+
 def test_mistakes_take_one_line(
     packages: Path,
     tmp_path: Path,

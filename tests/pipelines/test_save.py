@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 
 from edgegen import assets
 from edgegen.pipelines.load import load
-from edgegen.pipelines.save import save_embedded
+from edgegen.pipelines.save import replaced_folder, save_embedded
 
 PLAIN = """
 import sys
@@ -130,3 +130,23 @@ def test_weights_beyond_float16_are_refused(tmp_path: Path, folders: dict[str, P
     with pytest.raises(ValueError, match=r"unet\.conv_in\.bias does not fit float16"):
         save_embedded(pipe, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_model_broken_off_leaves_the_old_one(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_text("old")
+    (folder / "README.md").write_text("card")
+
+    def half() -> None:
+        with replaced_folder(folder) as new:
+            (new / "weights").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half()
+    assert (folder / "weights").read_text() == "old"
+    with replaced_folder(folder) as new:
+        (new / "other").write_text("new")
+    assert {path.name for path in folder.iterdir()} == {"other", "README.md"}
+    assert list(tmp_path.iterdir()) == [folder]

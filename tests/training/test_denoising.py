@@ -6,7 +6,6 @@ import lightning
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from lightning.pytorch.strategies import FSDPStrategy
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import CLIPModel, CLIPTokenizer
@@ -230,11 +229,14 @@ def test_weights_are_saved_once(clip_folder: Path, compile: bool) -> None:
     assert unet == [f"unet.{key}" for key in tiny_unet().state_dict()]
 
 
-def test_sharded_weights_are_refused(clip_folder: Path) -> None:
-    module = tiny_module(clip_folder)
-    module._trainer = type("T", (), {"strategy": FSDPStrategy()})()
-    with pytest.raises(ValueError, match="use trainer=ddp"):
-        module.setup("fit")
+def test_without_an_average_the_last_weights_are_exported(
+    clip_folder: Path, tmp_path: Path
+) -> None:
+    module = tiny_module(clip_folder, ema_decay=None)
+    fit(module, tmp_path)
+    assert module.ema is None
+    for key, value in module.averaged_unet().state_dict().items():
+        assert torch.equal(value, module.unet.state_dict()[key])
 
 
 # What comes out
