@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ..runs.identity import code_version, input_files, run_id
+from ..runs.identity import run_id
 from ..runs.locks import hold
 from ..runs.record import Run, is_finished
 from ._arguments import quoted, rewrite
@@ -73,7 +73,7 @@ class Cell:
         plain = _plain(config)
         main = _command(self.command)
         with Run(folder, config=plain, overrides=self.overrides, command=self.command) as run:
-            run.info(id=self.id, code=code_version(), inputs=input_files(plain))
+            run.info(id=self.id)
             with (
                 _hydra_config(self.hydra),
                 open(run.dir / "output.txt", "w", encoding="utf-8") as shown,

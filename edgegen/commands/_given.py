@@ -106,8 +106,16 @@ def _folders(cfg: DictConfig) -> tuple[Material, list[str]]:
 
 
 def _videos(cfg: DictConfig) -> tuple[Material, list[str]]:
+    captions = None if cfg.prompts_file is None else read_prompts(cfg)
+    if captions is not None and len(captions) != 2:
+        raise ValueError(
+            f"prompts_file={cfg.prompts_file}: {len(captions)} captions; a video takes two, of the "
+            "source and of the edit"
+        )
     frames = _frames(cfg.images)
     missing = {"clip": _CLIP, "prompts": "videos have no prompts", "judge": "videos have none"}
+    if captions is None:
+        missing["captions"] = "no captions: give prompts_file=FILE, a line for source and for edit"
     pairs = None
     if cfg.reference is None:
         missing |= {"pairs": "nothing to compare with: give reference=VIDEO"}
@@ -124,6 +132,7 @@ def _videos(cfg: DictConfig) -> tuple[Material, list[str]]:
             )
     material = Material(
         frames,
+        captions=None if captions is None else (captions[0], captions[1]),
         pairs=pairs,
         reference=pairs,
         missing=missing,

@@ -40,6 +40,12 @@ class Timing:
     def iqr(self) -> float:
         return self.q75 - self.q25
 
+    def metrics(self, name: str) -> dict[str, float]:
+        """The median as metric `name`; with `_q25`, `_q75`, `_iqr`, `_p95` and `_n` behind it."""
+        found = {"": self.median, "_q25": self.q25, "_q75": self.q75, "_iqr": self.iqr}
+        found |= {"_p95": self.p95, "_n": self.n}
+        return {f"{name}{end}": value for end, value in found.items()}
+
 
 @dataclass(frozen=True)
 class Ratio:

@@ -148,10 +148,7 @@ def measure_time(
     base = series(readings, PLAIN)
     for label in rows:
         seconds = series(readings, label)
-        times = timing(seconds / task.size)
-        found = {"": times.median, "_q25": times.q25, "_q75": times.q75, "_iqr": times.iqr}
-        found |= {"_p95": times.p95, "_n": times.n}
-        figures.add(label, {f"cost/seconds_per_image{end}": found[end] for end in found})
+        figures.add(label, timing(seconds / task.size).metrics("cost/seconds_per_image"))
         if label != PLAIN:
             _add_ratio(figures, label, seconds, base)
         if "joules" in meters:

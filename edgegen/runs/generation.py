@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ..cost import CostTracker
+from ..cost.latency import timing
 from ..cost.summary import text_table, uncounted_remark
 from .memory import process_memory, restart_peak
 
@@ -66,8 +67,9 @@ class GenerationCost:
 
         `metrics` are numbers for `metrics.json`. `parts` has a row a part: `name`, `params`,
         `calls` (in a batch), `gmacs_all`, `gmacs_conv_linear`, `share` (of the MACs of the
-        convention `all`, 0 to 1) and `seconds` (None where not timed). `images` is the number of
-        pictures the times are the mean of, `warm` whether the first batch is left out of them.
+        convention `all`, 0 to 1) and `seconds` (None where not timed). Times are wall time a
+        picture, medians over batches. `images` is the number of pictures that were timed, `warm`
+        whether the first batch is left out.
         `uncounted` names operators that no formula covers, with how often they ran.
         """
         if not self._batches:
@@ -75,11 +77,10 @@ class GenerationCost:
         made = sum(images for images, _, _ in self._batches)
         timed = self._batches[1:] or self._batches
         images = sum(count for count, _, _ in timed)
-        seconds = sum(whole for _, whole, _ in timed) / images
-        by_part: dict[str, float] = defaultdict(float)
-        for _, _, spent in timed:
+        by_part: dict[str, list[float]] = defaultdict(list)
+        for count, _, spent in timed:
             for name, part_seconds in spent.items():
-                by_part[name] += part_seconds
+                by_part[name].append(part_seconds / count)
         summary = self._tracker.summary(images=made)
         everything = summary.total.macs_all
         parts = [
@@ -90,13 +91,16 @@ class GenerationCost:
                 "gmacs_all": part.total.macs_all / made / 1e9,
                 "gmacs_conv_linear": part.total.macs_conv_linear / made / 1e9,
                 "share": part.total.macs_all / everything if everything else None,
-                "seconds": by_part[name] / images if name in by_part else None,
+                "seconds": timing(by_part[name]).median if name in by_part else None,
             }
             for name, part in summary.items()
         ]
         metrics = {
             **summary.metrics(),
-            "cost/seconds_per_image": seconds,
+            **timing([whole / count for count, whole, _ in timed]).metrics(
+                "cost/seconds_per_image"
+            ),
+            "run/threads": torch.get_num_threads(),
             "cost/peak_memory_mb": _peak_memory(self._pipe.device),
         }
         return {

@@ -13,7 +13,9 @@ from .. import assets
 from .environment import code_version, sha256
 
 # Settings that change where or how a result is kept, never the result.
-IMMATERIAL = frozenset({"output_dir", "cache", "resume", "log_looks"})
+IMMATERIAL = frozenset({"output_dir", "resume", "log_looks"})
+# The same at any depth: folders that keep what would else be computed again.
+_CACHES = frozenset({"cache", "store"})
 _LONGEST_PATH = 1024
 
 
@@ -24,7 +26,7 @@ def input_files(settings: Mapping[str, Any]) -> dict[str, str]:
     a hub id is not, and counts by its name and nothing else.
     """
     found: dict[str, str] = {}
-    for key, value in _leaves(settings, ""):
+    for key, value in _leaves(_material(settings), ""):
         if key == "model.source" and value in assets.model_names():
             found[key] = _folder_sha256(assets.ROOT / value)
             continue
@@ -47,7 +49,8 @@ def run_id(
 
     Args:
         command: its name.
-        settings: plain and resolved. `IMMATERIAL` ones are left out, and no order of keys counts.
+        settings: plain and resolved. `IMMATERIAL` ones and folders of caches are left out, and no
+            order of keys counts.
         inputs: as by `input_files`, which is the default.
         code: as by `code_version`, which is the default.
     """
@@ -70,14 +73,19 @@ def _names_input(key: str) -> bool:
 
 
 def _material(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(key): value for key, value in settings.items() if key not in IMMATERIAL}
+    return _without_caches({k: v for k, v in settings.items() if k not in IMMATERIAL})
+
+
+def _without_caches(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {str(k): _without_caches(v) for k, v in node.items() if k not in _CACHES}
+    return [_without_caches(each) for each in node] if isinstance(node, list | tuple) else node
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(node, Mapping):
         for key, value in node.items():
-            if path or key not in IMMATERIAL:
-                yield from _leaves(value, f"{path}.{key}" if path else str(key))
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
     elif isinstance(node, list | tuple):
         for index, value in enumerate(node):
             yield from _leaves(value, f"{path}[{index}]")

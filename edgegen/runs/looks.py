@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .environment import git_state
+from .locks import hold
 
 _ROOT = Path(__file__).resolve().parents[2]
 LOOKS = _ROOT / "experiments" / "test_looks.csv"
@@ -35,11 +36,10 @@ def log_look(what: Mapping[str, Any], path: Path = LOOKS) -> bool:
     }
     text = io.StringIO()
     writer = csv.DictWriter(text, list(row), lineterminator="\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        writer.writeheader()
-    writer.writerow(row)
-    with open(path, "a", encoding="utf-8", newline="") as file:
+    with hold(path), open(path, "a", encoding="utf-8", newline="") as file:
+        if path.stat().st_size == 0:
+            writer.writeheader()
+        writer.writerow(row)
         file.write(text.getvalue())
     return True
 

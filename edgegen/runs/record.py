@@ -17,6 +17,7 @@ import yaml
 
 from .atomic import write_atomic
 from .environment import code_version, git_state, machine, package_versions, sha256
+from .identity import input_files
 
 _METRIC = re.compile(r"[a-z0-9_]+(/[a-z0-9_.\-]+)+")
 
@@ -42,7 +43,8 @@ class Run:
 
     Args:
         folder: where the run is kept.
-        config: the settings, plain and resolved; a `seed` or `seeds` in it is copied to `run.json`.
+        config: the settings, plain and resolved; a `seed` or `seeds` in it is copied to `run.json`,
+            with the checksums of the files and folders that it names (`identity.input_files`).
         overrides: the settings as typed, one a line of `overrides.txt`.
         command: the name of the command, if any.
     """
@@ -94,6 +96,7 @@ class Run:
             code=code_version(),
             versions=package_versions(),
             machine=machine(),
+            inputs=input_files({k: v for k, v in self._config.items() if k != "runs"}),
             files={},
             null_metrics={},
         )

@@ -121,8 +121,9 @@ def _notes(cost: Mapping[str, Any]) -> list[str]:
         "A MAC is one multiplication with its addition, two FLOPs. Two conventions: “all” counts "
         "convolutions, linear layers and attention products; “conv + linear” leaves the attention "
         "products out, as many papers do. Both guidance branches and every step are in.",
-        f"Times are wall time, the mean over {cost['images']} pictures{warm}; they hold for the "
-        "machine below. What runs between the parts, such as the scheduler, is not in the rows.",
+        f"Times are wall time, medians over batches, {cost['images']} pictures{warm}; they hold "
+        "for the machine below. What runs between the parts, such as the scheduler, is not in the "
+        "rows.",
     ]
     if cost["uncounted"]:
         notes.append(uncounted_remark(cost["uncounted"]) + ".")

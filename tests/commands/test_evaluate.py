@@ -77,7 +77,7 @@ def metrics_in(folder) -> dict:
 
 
 def without_times(metrics: dict) -> dict:
-    return {name: value for name, value in metrics.items() if name not in TIMES}
+    return {name: value for name, value in metrics.items() if not name.startswith(TIMES)}
 
 
 def pixels_in(folder) -> dict[str, np.ndarray]:

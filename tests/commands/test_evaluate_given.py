@@ -14,6 +14,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from edgegen.commands import evaluate
 from edgegen.metrics.quality.efflite0 import EffLite0, picture_features
+from edgegen.metrics.quality.pictures import as_floats
+from edgegen.metrics.quality.text import load_clip
 from edgegen.runs.record import is_finished, read_record
 
 
@@ -236,11 +238,22 @@ def test_a_clip_judges_videos_too(run, clips, clip_folder):
     assert metrics["video/warp_error"] is None
     reasons = read_record("o")["null_metrics"]
     assert "reference=VIDEO" in reasons["video/warp_error"]
-    assert any("caption" in reason for reason in reasons.values())
+    assert any("no captions" in reason for reason in reasons.values())
+    Path("captions.txt").write_text("thing 1\nthing 2\n")
+    metrics = run("images=edited.mp4", "metrics=[temporal]", clip, "prompts_file=captions.txt")
+    (name,) = [name for name in metrics if name.startswith("video/frame_acc")]
+    frames = load_clip(clip_folder).pictures(as_floats(clips[1]))
+    texts = load_clip(clip_folder).captions(["thing 1", "thing 2"])
+    nearer = (frames @ texts.T).argmax(1) == 1
+    assert metrics[name] == pytest.approx(nearer.float().mean().item())
 
 
 def test_faults_of_videos_take_one_line(refused, clips):
     source, _ = clips
+    Path("one.txt").write_text("a fox\n")
+    assert "prompts_file=one.txt: 1 captions; a video takes two" in refused(
+        "images=source.mp4", "prompts_file=one.txt"
+    )
     save_video("short.mp4", source[:4])
     save_video("small.mp4", source[:, :32, :32])
     assert "images has 4 frames and reference 6" in refused(

@@ -345,6 +345,8 @@ def test_the_cost_is_that_of_one_picture(tiny_pipeline_folder):
     assert not result["warm"]
     more, result = cost_of(4, [3, 2])
     assert (result["warm"], result["images"]) == (True, 2)
+    assert result["metrics"]["cost/seconds_per_image_n"] == 1
+    assert result["metrics"]["cost/seconds_per_image_iqr"] == 0
     assert more["unet"]["gmacs_all"] == pytest.approx(2 * once["unet"]["gmacs_all"])
     assert more["vae.decoder"] | {"seconds": 0} == pytest.approx(
         once["vae.decoder"] | {"seconds": 0, "share": more["vae.decoder"]["share"]}

@@ -20,6 +20,17 @@ def test_where_a_run_is_kept_does_not_count(key):
     assert run_id("a", SETTINGS) == run_id("a", SETTINGS | {key: "/elsewhere"})
 
 
+def test_a_cache_that_fills_does_not_count(tmp_path):
+    settings = SETTINGS | {"data": {"cache": str(tmp_path), "seed": 0}}
+    settings["module"] = {"teacher": [{"store": str(tmp_path)}]}
+    before = run_id("a", settings)
+    (tmp_path / "latents.npy").write_bytes(b"kept")
+    assert run_id("a", settings) == before
+    assert input_files(settings) == {}
+    assert run_id("a", settings | {"data": {"seed": 0}}) == before
+    assert run_id("a", settings | {"data": {"seed": 1}}) != before
+
+
 def test_all_else_counts():
     ids = {
         run_id("a", SETTINGS),

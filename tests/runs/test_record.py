@@ -164,6 +164,15 @@ def test_used_files_are_hashed_anew_when_they_change(tmp_path):
     assert sha256(file) == hashlib.sha256(b"other").hexdigest()
 
 
+def test_what_the_settings_name_is_hashed(tmp_path):
+    adaptor = tmp_path / "adaptor.safetensors"
+    adaptor.write_bytes(b"abc")
+    config = {"method": {"clockwork": {"adaptor": str(adaptor)}}, "runs": str(tmp_path)}
+    with Run(tmp_path / "r", config=config) as run:
+        run.start()
+    assert read_record(tmp_path / "r")["inputs"] == {"method.clockwork.adaptor": sha256(adaptor)}
+
+
 def test_only_the_first_process_of_a_distributed_run_writes(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     with Run(tmp_path / "r") as run:

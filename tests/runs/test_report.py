@@ -122,7 +122,7 @@ def test_the_table_holds_the_figures(tmp_path):
         "UNet 8.87 M 20 125 G 100 G 100.0 %",
         "Total 9.87 M 125 G 100 G 100.0 %",
         "aten::odd (3×)",
-        "mean over 16 pictures after a first batch",
+        "medians over batches, 16 pictures after a first batch",
         "f" * 40 + ", with changes (aaaaaaaaaaaa)",
         "2026-01-02 03:04:05",
     ):

@@ -37,6 +37,7 @@ class Material:
     Args:
         pictures: N of them.
         prompts: what each was asked for.
+        captions: where the pictures are a clip: what the source shows, and what the clip should.
         clusters: (N,) which prompt each belongs to, where there are several of a prompt; the
             intervals are then of prompts drawn whole.
         pairs: the picture that each should equal.
@@ -53,6 +54,7 @@ class Material:
 
     pictures: Pictures
     prompts: list[str] | None = None
+    captions: tuple[str, str] | None = None
     clusters: np.ndarray | None = None
     pairs: Pictures | None = None
     reference: Pictures | None = None

@@ -229,16 +229,17 @@ class WholeClipScore:
         self.metric.reset()
         sets = [material.pictures] + ([] if material.pairs is None else [material.pairs])
         clips = [torch.cat([part for _, (part,) in picture_batches(frames)]) for frames in sets]
-        self.metric.update(*clips, index=0)
+        more = {"captions": material.captions} if "captions" in _takes(self.metric) else {}
+        self.metric.update(*clips, **more, index=0)
         rows, _ = self.metric.samples()
         found = Scores()
         for name, value in zip(self.metric.names, rows[0].tolist(), strict=True):
-            if math.isnan(value) and material.pairs is None and name == "video/warp_error":
-                found.notes[name] = material.missing["pairs"]
-            elif math.isnan(value):
-                found.notes[name] = "needs a caption of the source and one of the edit"
-            else:
+            if not math.isnan(value):
                 found.metrics[name] = value
+            elif "pairs" in material.missing and not name.startswith("video/frame_acc"):
+                found.notes[name] = material.missing["pairs"]
+            else:
+                found.notes[name] = material.missing["captions"]
         return found
 
 

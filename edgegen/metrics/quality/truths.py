@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -23,6 +24,10 @@ from ...sampling.generate import sample as sample_pipeline
 
 STEPS = 100
 BATCH = 16
+
+_SAMPLER = hashlib.sha256(
+    b"".join(Path(inspect.getfile(each)).read_bytes() for each in (sample_pipeline, make_scheduler))
+).hexdigest()[:16]
 
 Seed = int | tuple[int, int]
 Sample = Callable[[Sequence[str], Sequence[Seed], int], Sequence[Image.Image]]
@@ -65,7 +70,7 @@ class TruthSettings:
         steps: of the sampler.
         image: digest of the picture that is edited, and the guidance by it; None where there is
             none.
-        versions: of the libraries that computed it.
+        versions: of the libraries, and of our own files, that computed it.
     """
 
     model: str
@@ -76,7 +81,11 @@ class TruthSettings:
     negative_prompt: str | None = None
     steps: int = STEPS
     image: tuple[str, float | None] | None = None
-    versions: tuple[str, ...] = (f"torch {torch.__version__}", f"diffusers {version('diffusers')}")
+    versions: tuple[str, ...] = (
+        f"torch {torch.__version__}",
+        f"diffusers {version('diffusers')}",
+        f"sampler {_SAMPLER}",
+    )
 
     def digest(self) -> str:
         """Under which folder the pictures lie."""
