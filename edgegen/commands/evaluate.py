@@ -213,7 +213,7 @@ def _pipeline(cfg: DictConfig) -> DiffusionPipeline:
 
 def _trainer(cfg: DictConfig) -> lightning.Trainer:
     chosen = f"trainer={HydraConfig.get().runtime.choices['trainer']}"
-    if chosen == "trainer=fsdp":
+    if chosen == "trainer=fsdp" or cfg.trainer.get("strategy") == "fsdp":
         raise ValueError(f"{chosen}: a model is sampled whole: use trainer=ddp")
     try:
         return instantiate(

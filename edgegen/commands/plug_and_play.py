@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..api import apply
 from ..cost import CostTracker
+from ..cost.latency import timing
 from ..data.emoji import FAMILY, STYLES, EmojiSet
 from ..data.evaluation import evaluation_pictures
 from ..data.views import BACKGROUNDS, composite
@@ -97,7 +98,8 @@ def main(cfg: DictConfig, run: Run) -> None:
         names = ("tflops_all", "tflops_conv_linear", "total_tflops_all", "unet_calls")
         run.log({f"cost/{name}": work[f"cost/{name}"] for name in names})
         timed = seconds[1:] or seconds  # the first is counted as it runs
-        run.log({"cost/seconds_per_image": sum(timed) / len(timed) / cfg.batch_size})
+        each_image = [spent / cfg.batch_size for spent in timed]
+        run.log(timing(each_image).metrics("cost/seconds_per_image"))
     else:
         _start(run, pipe, settings)
         for name in ("tflops_all", "tflops_conv_linear", "seconds_per_image"):

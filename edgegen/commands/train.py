@@ -12,7 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
@@ -46,6 +46,8 @@ def main(cfg: DictConfig, run: Run) -> None:
     data = instantiate(cfg.data, _convert_="all")
     module = instantiate(cfg.module, _convert_="all")
     trainer = _trainer(cfg, run.folder / "checkpoints")
+    if isinstance(trainer.strategy, FSDPStrategy):
+        raise ValueError("trainer.strategy=fsdp: use trainer=fsdp, which shards in another way")
     if isinstance(trainer.strategy, ModelParallelStrategy):
         _check_sharding(module)
     if "bf16" in str(trainer.precision) and emulates_bfloat16(trainer.strategy.root_device):

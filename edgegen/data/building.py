@@ -5,6 +5,7 @@ Needs the ``build`` extra (``resvg-py``) and ``npm`` when a package has to be fe
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import shutil
@@ -62,7 +63,7 @@ def _opened(tarball: Path, lacking: str) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(tarball) as archive:
             yield archive
-    except (tarfile.TarError, zlib.error, EOFError, KeyError) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, KeyError) as error:
         raise ValueError(f"{tarball}: cut off, or {lacking}; fetch it again") from error
 
 

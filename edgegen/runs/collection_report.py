@@ -18,7 +18,7 @@ from .page import ReportPicture, inlined, record_values, render
 from .record import read_record
 from .tables import Score, best_of, direction, number_text, score_text, short
 
-_ENDS = ("_lo", "_hi", "_n", "_sd")
+_ENDS = ("_lo", "_hi", "_n", "_sd", "_q25", "_q75", "_iqr", "_p95")
 _MOST_COLUMNS = 14
 _PICTURES, _VIDEOS = ("*.png", "*.jpg", "*.webp"), ("*.mp4", "*.webm")
 _LARGEST = {"picture": 2_000_000, "video": 4_000_000}  # bytes a file

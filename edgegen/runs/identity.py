@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,26 @@ _CACHES = frozenset({"cache", "store"})
 _LONGEST_PATH = 1024
 
 
-def input_files(settings: Mapping[str, Any]) -> dict[str, str]:
+def input_files(
+    settings: Mapping[str, Any], takes: Callable[[Path], bool] = lambda path: True
+) -> dict[str, str]:
     """Hashes of the weights and data that the settings name: dotted key → SHA-256.
 
     An embedded model, a file, and a folder (all files below it that are not hidden) are hashed;
-    a hub id is not, and counts by its name and nothing else.
+    a hub id is not, and counts by its name and nothing else. `takes` says which files and folders
+    count.
     """
     found: dict[str, str] = {}
     for key, value in _leaves(_material(settings), ""):
-        if key == "model.source" and value in assets.model_names():
+        if value in assets.model_names():
             found[key] = _folder_sha256(assets.ROOT / value)
             continue
         path = _path(value)
-        if path is not None and path.is_file():
+        if path is None or not takes(path):
+            continue
+        if path.is_file():
             found[key] = sha256(path)
-        elif path is not None and path.is_dir() and ("/" in value or _names_input(key)):
+        elif path.is_dir() and ("/" in value or _names_input(key)):
             found[key] = _folder_sha256(path)
     return found
 

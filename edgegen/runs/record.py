@@ -96,7 +96,7 @@ class Run:
             code=code_version(),
             versions=package_versions(),
             machine=machine(),
-            inputs=input_files({k: v for k, v in self._config.items() if k != "runs"}),
+            inputs=self._inputs() if self._writes else {},
             files={},
             null_metrics={},
         )
@@ -107,6 +107,12 @@ class Run:
             text = "".join(f"{override}\n" for override in self._overrides)
             write_atomic(self.folder / "overrides.txt", text.encode("utf-8", "surrogateescape"))
         self._write_record()
+
+    def _inputs(self) -> dict[str, str]:
+        """Checksums of what the settings name, but for what the run writes and what it collects."""
+        here = self.folder.resolve()
+        given = {key: value for key, value in self._config.items() if key not in ("runs", "output")}
+        return input_files(given, lambda path: not path.resolve().is_relative_to(here))
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Keep numbers under `group/name`, in lower case, with the unit in the name.

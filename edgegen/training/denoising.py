@@ -103,7 +103,8 @@ class DenoisingModule(lightning.LightningModule):
             return
         unet: Any = self.unet.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks, unet):
-            fully_shard(block, mesh=self.device_mesh)
+            if block is not None:
+                fully_shard(block, mesh=self.device_mesh)
 
     def noise(self, latents: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Noise and stratified timesteps, functions of the seed and the batch's place alone."""
@@ -147,6 +148,9 @@ class DenoisingModule(lightning.LightningModule):
             checkpoint["ema"] = self.ema.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if ("ema" in checkpoint) != (self.ema is not None):
+            kept = "an average of the weights" if "ema" in checkpoint else "no average"
+            raise ValueError(f"the checkpoint holds {kept}: set module.ema_decay as it was")
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint["ema"])
 

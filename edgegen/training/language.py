@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchmetrics.text import Perplexity
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ..pipelines.save import replaced_folder
 from ..quantization import Call, Spec
-from ..runs.atomic import write_atomic
 from .optimization import optimizer_and_schedule
 
 
@@ -151,6 +151,8 @@ class LanguageTask:
 
 def save_language_model(model: Any, folder: Path, data: Any) -> None:
     """Model, tokenizer and `text.json`: the packages of the text, their licences, its hash."""
-    model.save_pretrained(folder)
-    data.tokenizer.save_pretrained(folder)
-    write_atomic(folder / "text.json", json.dumps(data.about, indent=2) + "\n")
+    with replaced_folder(folder) as new:
+        model.save_pretrained(new)
+        data.tokenizer.save_pretrained(new)
+        text = json.dumps(data.about, indent=2) + "\n"
+        (new / "text.json").write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..losses.features import feature_loss
+from ..pipelines.save import replaced_folder
 from ..quantization import Call, Spec, record_calls
 from ..sampling.guidance import guidance_input, guide
 from ..sampling.trajectories import TrajectoryStore
@@ -103,11 +104,12 @@ class TrajectoryTask:
     def save(self, student: nn.Module, folder: Path, data: Any) -> None:
         """A pipeline's folder, which `edgegen.load` reads; with random weights the UNet's alone."""
         pipe = self.teacher.pipe
-        if pipe is None:
-            student.save_pretrained(folder / "unet")  # type: ignore[operator]
-            return
-        parts = {**pipe.components, "unet": student}
-        type(pipe)(**parts, requires_safety_checker=False).save_pretrained(folder)
+        with replaced_folder(folder) as new:
+            if pipe is None:
+                student.save_pretrained(new / "unet")  # type: ignore[operator]
+                return
+            parts = {**pipe.components, "unet": student}
+            type(pipe)(**parts, requires_safety_checker=False).save_pretrained(new)
 
     def _rows(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`samples` that the UNet takes and guided `outputs`, both (B, evaluations, C, H, W)."""

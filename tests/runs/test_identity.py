@@ -31,6 +31,12 @@ def test_a_cache_that_fills_does_not_count(tmp_path):
     assert run_id("a", settings | {"data": {"seed": 1}}) != before
 
 
+def test_an_embedded_model_counts_by_its_content_wherever_it_is_named():
+    found = input_files({"base": "emoji", "module": {"unet": {"folder": "emoji"}}})
+    assert found.keys() == {"base", "module.unet.folder"}
+    assert set(found.values()) == set(input_files({"model": {"source": "emoji"}}).values())
+
+
 def test_all_else_counts():
     ids = {
         run_id("a", SETTINGS),

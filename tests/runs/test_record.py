@@ -168,6 +168,7 @@ def test_what_the_settings_name_is_hashed(tmp_path):
     adaptor = tmp_path / "adaptor.safetensors"
     adaptor.write_bytes(b"abc")
     config = {"method": {"clockwork": {"adaptor": str(adaptor)}}, "runs": str(tmp_path)}
+    config["logger"] = {"save_dir": str(tmp_path / "r")}
     with Run(tmp_path / "r", config=config) as run:
         run.start()
     assert read_record(tmp_path / "r")["inputs"] == {"method.clockwork.adaptor": sha256(adaptor)}

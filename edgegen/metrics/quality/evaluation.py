@@ -43,7 +43,7 @@ class Material:
         pairs: the picture that each should equal.
         reference: real pictures, any number.
         judge: of concepts.
-        missing: kind (`prompts`, `pairs`, `reference`, `judge`) → why there is none.
+        missing: kind (`prompts`, `captions`, `pairs`, `reference`, `judge`) → why there is none.
         pair_name: the paired errors are `quality/{pair_name}_…`: `ode` against the base model's
             own solution, `paired` against pictures of the user's.
         own_cache, cache: folders where features of the pictures, and those of the others, are kept.

@@ -239,7 +239,7 @@ class WholeClipScore:
             elif "pairs" in material.missing and not name.startswith("video/frame_acc"):
                 found.notes[name] = material.missing["pairs"]
             else:
-                found.notes[name] = material.missing["captions"]
+                found.notes[name] = material.missing.get("captions", "not a number")
         return found
 
 
