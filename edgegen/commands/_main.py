@@ -79,6 +79,16 @@ class _CheckedCallbacks(Callbacks):
         super().__init__(config)
 
 
+class _Hydra(hydra_internal.Hydra):
+    """Hydra without the second composition of every config, which asks for `hydra.mode` alone."""
+
+    def get_mode(self, config_name: str | None, overrides: list[str]) -> Any:
+        asked = any("hydra" in each for each in overrides) or any(
+            flag.startswith(("-cd", "--config-", "-cn", "-cp")) for flag in sys.argv[1:]
+        )
+        return super().get_mode(config_name, overrides) if asked else None
+
+
 def command(name: str, free_text: Sequence[str] = ()) -> Callable[[Command], Callable[..., None]]:
     """Make `main(cfg, run)` the command that `configs/{name}.yaml` describes.
 
@@ -134,12 +144,14 @@ def _launch(main: Command, name: str, typed: list[str], free_text: Sequence[str]
     launch = hydra.main(config_path="pkg://edgegen.configs", config_name=name, version_base="1.3")
     before = os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [script, *flags, *rewrite(overrides, free_text, name)]
+    plain, hydra_internal.Hydra = hydra_internal.Hydra, _Hydra  # type: ignore[misc]
     hydra_internal.Callbacks = _CheckedCallbacks  # type: ignore[misc]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed by Hydra
     try:
         launch(task)()
     finally:
         sys.argv = [script, *original]
+        hydra_internal.Hydra = plain  # type: ignore[misc]
         hydra_internal.Callbacks = Callbacks  # type: ignore[misc]
         if before is None:
             del os.environ["HYDRA_FULL_ERROR"]

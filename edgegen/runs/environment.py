@@ -21,10 +21,18 @@ def git_state(folder: str | Path | None = None) -> dict[str, Any]:
 
     Returns `sha`, `dirty` and, where dirty, `diff_sha256`: the hash of `git diff HEAD` and of the
     source files that git does not know yet. Where the code is no git checkout (an installed
-    wheel), `sha` is None and `reason` says why.
+    wheel), `sha` is None and `reason` says why. This package's own is read once a process: that is
+    the code that runs.
     """
-    package = Path(__file__).resolve().parents[1] if folder is None else Path(folder)
+    return dict(_own_state()) if folder is None else _git_state(Path(folder), own=False)
 
+
+@lru_cache(maxsize=1)
+def _own_state() -> dict[str, Any]:
+    return _git_state(Path(__file__).resolve().parents[1], own=True)
+
+
+def _git_state(package: Path, own: bool) -> dict[str, Any]:
     def git(*arguments: str) -> bytes:
         return subprocess.run(
             ["git", "-C", str(package), *arguments], capture_output=True, check=True, timeout=60
@@ -33,7 +41,7 @@ def git_state(folder: str | Path | None = None) -> dict[str, Any]:
     try:
         root = Path(os.fsdecode(git("rev-parse", "--show-toplevel").rstrip(b"\n")))
         sha = git("rev-parse", "HEAD").decode().strip()
-        if folder is None:  # a virtual environment inside somebody else's checkout is not ours
+        if own:  # a virtual environment inside somebody else's checkout is not ours
             git("ls-files", "--error-unmatch", "__init__.py")
         package = root
         diff = git("diff", "HEAD", "--binary", "--no-ext-diff")
