@@ -167,10 +167,11 @@ class DenoisingModule(lightning.LightningModule):
 
         Where the weights are sharded, every process must ask for it; the first gets them.
         """
-        if isinstance(self.unet, FSDPModule):
+        sharded: Any = self.unet
+        if isinstance(sharded, FSDPModule):
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             state = get_model_state_dict(self.unet, options=options)
-            whole: nn.Module = UNet2DConditionModel.from_config(dict(self.unet.config))
+            whole: nn.Module = UNet2DConditionModel.from_config(dict(self.unet.config))  # type: ignore[arg-type]
             whole.load_state_dict(state or whole.state_dict())
             return whole.eval()
         unet = copy.deepcopy(self.unet).float().cpu().eval()

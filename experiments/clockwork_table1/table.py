@@ -32,7 +32,7 @@ TRAINED = [
     "quality/concept_accuracy",
     "cost/seconds_per_image_interleaved",
 ]
-GUIDANCE = 7  # of the base model, whose solution is the truth of all rows
+GUIDANCE = 3  # of the base model, whose solution is the truth of all rows
 SAMPLES = 500  # whose truth is computed
 Rows = list[dict[str, Any]]
 

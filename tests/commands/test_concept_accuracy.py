@@ -302,7 +302,7 @@ def test_several_guidances_are_refused_on_test(run, capsys):
 
 def test_the_domain_is_that_of_the_training():
     with initialize_config_module("edgegen.configs", version_base="1.3"):
-        trained = compose("train", ["experiment=emoji/unet"]).data
+        trained = compose("train", ["experiment=emoji/unet_second"]).data
         domains = [compose(name).domain for name in ("concept_accuracy", "model_card")]
     defaults = inspect.signature(LatentData).parameters
     wanted = {
@@ -363,7 +363,12 @@ def test_sheets_that_are_refused(
     tiny_pipeline_folder, emoji_file, tmp_path, monkeypatch, capsys, overrides, said
 ):
     monkeypatch.chdir(tmp_path)
-    fixed = [f"model={tiny_pipeline_folder}", f"domain.file={emoji_file}", "output_dir=o"]
+    fixed = [
+        f"model={tiny_pipeline_folder}",
+        f"domain.file={emoji_file}",
+        "domain.groups=[animals-nature]",
+        "output_dir=o",
+    ]
     with pytest.raises(SystemExit):
         model_card.main([*fixed, *overrides])
     assert said in capsys.readouterr().err

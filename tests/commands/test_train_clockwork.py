@@ -32,6 +32,7 @@ def typed(tiny_pipeline_folder: Path, emoji_file: Path) -> list[str]:
         "experiment=clockwork/emoji",
         f"model={tiny_pipeline_folder}",
         f"data.emoji={emoji_file}",
+        "data.groups=[animals-nature,food-drink]",
         "data.batch_size=2",
         "module.adaptor.width=8",
         "module.teacher.steps=4",
