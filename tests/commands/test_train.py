@@ -241,27 +241,24 @@ def test_a_step_is_finished_when_time_is_up(typed: dict[str, list[str]]) -> None
 
 
 def test_sharded_training_is_that_of_whole_copies(typed: dict[str, list[str]]) -> None:
-    whole = "ema_decay=null"
-    plain = [each for each in typed["unet"] if "ema_decay" not in each]
-    plain += [f"module.{whole}", "module.optimizer.muon=false", "trainer.precision=32-true"]
-    # Adam divides by |g|, which makes rounding large where g is near 0.
-    plain += ["+module.optimizer.betas=[0.9,0.9]", "trainer.max_steps=4"]
-    run_two("train", *plain, "output_dir=copies")
-    run_two("train", *plain, "output_dir=shards", trainer="fsdp")
+    plain = [*typed["unet"], "module.ema_decay=null", "module.optimizer.muon=false"]
+    plain += ["trainer.precision=32-true", "module.optimizer.steps=2", "callbacks.samples.every=2"]
+    plain += ["trainer.gradient_clip_val=1000"]  # so that sums of gradients for means are seen
+    run_two("train", *plain, "trainer.max_steps=2", "output_dir=copies")
+    shards = [*plain, "output_dir=shards"]
+    run_two("train", *shards, "trainer.max_steps=1", trainer="fsdp")
+    run_two("train", *shards, "trainer.max_steps=2", "resume=true", trainer="fsdp")
+    runs = ("copies", "shards")
+    moments = [checkpoint(run)["optimizer_states"][0]["state"].values() for run in runs]
+    norms = [sorted(float(each["exp_avg"].norm()) for each in states) for states in moments]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3, abs=1e-7)  # in another order there
     states = [
-        UNet2DConditionModel.from_pretrained(f"{run}/model/unet").state_dict()
-        for run in ("copies", "shards")
+        UNet2DConditionModel.from_pretrained(f"{run}/model/unet").state_dict() for run in runs
     ]
     for key, value in states[0].items():
+        # Adam divides by |g|, which makes rounding large where g is near 0.
         torch.testing.assert_close(states[1][key], value, rtol=0, atol=2e-4, msg=key)
-    assert Path("shards/samples/step_000004.png").exists()
-    half = [*plain, "trainer.max_steps=2", "module.optimizer.steps=4", "output_dir=parts"]
-    run_two("train", *half, trainer="fsdp")
-    run_two("train", *half, "trainer.max_steps=4", "resume=true", trainer="fsdp")
-    saved = [checkpoint(run) for run in ("shards", "parts")]
-    for key in STATE:
-        if key in saved[0]:
-            assert_same_bits(saved[0][key], saved[1][key], key)
+    assert Path("shards/samples/step_000002.png").exists()
 
 
 @pytest.mark.parametrize(
