@@ -112,9 +112,9 @@ def training() -> dict[str, Any]:
     return row(what, "a loop by hand", np.array(took["lightning"]), np.array(took["loop"]))
 
 
-def by_lightning(pipe: Any, batches: Batches) -> dict[str, Tensor]:
-    """WARMUP + STEPS steps; returns the weights."""
-    module = DenoisingModule(
+def module_of(pipe: Any) -> DenoisingModule:
+    """A training of the pipeline's UNet at its first step."""
+    return DenoisingModule(
         copy.deepcopy(pipe.unet).train(),
         pipe.text_encoder,
         DDPMScheduler.from_config(pipe.scheduler.config),
@@ -122,6 +122,11 @@ def by_lightning(pipe: Any, batches: Batches) -> dict[str, Tensor]:
         gamma=None,
         eager_attention=True,
     )
+
+
+def by_lightning(pipe: Any, batches: Batches) -> dict[str, Tensor]:
+    """WARMUP + STEPS steps; returns the weights."""
+    module = module_of(pipe)
     with tempfile.TemporaryDirectory() as folder:
         trainer = lightning.Trainer(
             accelerator="cpu",
@@ -141,14 +146,7 @@ def by_lightning(pipe: Any, batches: Batches) -> dict[str, Tensor]:
 
 def by_hand(pipe: Any, batches: Batches) -> dict[str, Tensor]:
     """The same steps without Lightning; returns the weights."""
-    ours = DenoisingModule(
-        copy.deepcopy(pipe.unet).train(),
-        pipe.text_encoder,
-        DDPMScheduler.from_config(pipe.scheduler.config),
-        OPTIMIZER,
-        gamma=None,
-        eager_attention=True,
-    )
+    ours = module_of(pipe)
     unet, ema = ours.unet, EMAModel(ours.unet.parameters(), decay=0.9995, foreach=True)
     made = optimizer_and_schedule(unet.parameters(), **OPTIMIZER)
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
