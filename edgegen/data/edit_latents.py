@@ -117,7 +117,7 @@ class EditData(StreamDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.train_set is not None:
             return
-        self.vae.eval()
+        self.vae.eval().to(memory_format=torch.channels_last)
         folder = None if self.cache is None else Path(self.cache) / f"edits-{self._key()}"
         self._shards = shards(folder, self.count, SHARD, self._row, "encoding pairs")
         names = torch.cat([shard["names"] for shard in self._shards])
@@ -145,10 +145,12 @@ class EditData(StreamDataModule):
         pictures = [source.picture, *map(source.target, names)]
         # Always the same shape: the bits of a latent depend on the batch's.
         pictures += [source.picture] * (1 + self.edits - len(pictures))
-        latents = self.vae.encode(torch.stack([to_tensor(p) for p in pictures])).latent_dist.mode()
+        batch = torch.stack([to_tensor(p) for p in pictures])
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        latents = self.vae.encode(batch).latent_dist.mode()
         row = torch.full((self.edits,), -1, dtype=torch.int16)
         row[: len(names)] = torch.tensor([EDITS.index(name) for name in names], dtype=torch.int16)
-        return {"latents": latents.half(), "names": row}
+        return {"latents": latents.half().contiguous(), "names": row}
 
     def instruction(self, item: int, rng: np.random.Generator) -> str:
         """The name of what is asked for: the edit itself, or at times its ambiguous form."""

@@ -25,11 +25,11 @@ COLUMNS = [
     ERROR,
     AGAINST,
     "quality/ode_efflite0",
-    "quality/fd_pca64_efflite0",
     "quality/clip_judge",
     "cost/seconds_per_image_interleaved",
     "cost/time_ratio",
 ]
+DISTANCES = [DISTANCE, "quality/clip_judge", "quality/concept_accuracy", "quality/copy_rate"]
 PEERS = ("deepcache", "tgate")
 Rows = list[dict[str, Any]]
 
@@ -44,6 +44,9 @@ def table(rows: Rows) -> str:
         f"`{AGAINST}`: the mean difference to the first learned adaptor at as many steps, over the "
         "same prompts and noise; where its interval lies above zero, the adaptor's error is lower.",
         "",
+        "# Six pictures a caption: distance to real pictures, text score, concept accuracy",
+        "",
+        shown(of(rows, "distances"), ["row"], DISTANCES),
         "# The front, 4 to 25 steps",
         "",
         shown(of(rows, "fronts"), ["front"], ["quality/hypervolume"]),
@@ -71,7 +74,8 @@ def bars(rows: Rows) -> str:
         lines.append(
             f"| paired error of {name[2:]} − learned > 0 | {score_text(score)} | {reached} |"
         )
-    fd = [named.get(name, {}).get(DISTANCE) for name in ("8 ours learned 0", "8 plain", "4 plain")]
+    far = {row["row"]: row.get(DISTANCE) for row in of(rows, "distances")}
+    fd = [far.get(name) for name in ("8 ours learned 0", "8 plain", "4 plain")]
     if None not in fd and fd[2] != fd[1]:
         share = (fd[0] - fd[1]) / (fd[2] - fd[1])
         text = "yes" if share <= 0.1 else "no"
