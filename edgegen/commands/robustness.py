@@ -21,7 +21,8 @@ from ..metrics.quality.paired import feature_errors, pixel_errors
 from ..metrics.quality.pictures import as_floats
 from ..reuse import Stage
 from ..reuse.levels import LevelMoves, LevelNoise, visit_levels
-from ..runs.heatmap import HeatMap, write_heatmaps
+from ..runs.heatmap import HeatMap, heatmap_figure
+from ..runs.pareto import write_figure
 from ..runs.record import Run
 from ..sampling.generate import noise_generator, sample
 from ._domain import read_domain
@@ -70,7 +71,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     maps = _levels(cfg, run, pipe, judge, asks[: cfg.disturbed], settings)
     points = operating_points(cfg, run, pipe, judge, asks, settings, cut, tried)
     maps += [_cost_map(points, error) for error in ERRORS]
-    write_heatmaps(run.dir / "robustness.png", maps)
+    write_figure(run.dir / "robustness.png", heatmap_figure(maps))
     print(_table(points))
 
 

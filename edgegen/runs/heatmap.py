@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .atomic import write_atomic
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class HeatMap:
     marked: frozenset[tuple[int, int]] = frozenset()
 
 
-def write_heatmaps(path: str | Path, maps: Sequence[HeatMap]) -> Path:
-    """Draw the tables side by side, each with a scale of its own and its numbers in the fields."""
+def heatmap_figure(maps: Sequence[HeatMap]) -> Figure:
+    """The tables side by side, each with a scale of its own and its numbers in the fields."""
     # The object interface: no global state, and no window system is looked for.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,6 +60,4 @@ def write_heatmaps(path: str | Path, maps: Sequence[HeatMap]) -> Path:
         for row, column in table.marked:
             frame = Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, ec="red", lw=2)
             axis.add_patch(frame)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return write_atomic(path, buffer.getvalue())
+    return figure
