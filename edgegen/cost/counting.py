@@ -206,7 +206,7 @@ class Counter:
             return
         inputs = _tensors((args, kwargs) if kwargs else args)
         outputs = [out] if isinstance(out, torch.Tensor) else _tensors(out)
-        self._add_bytes(inputs)
+        self._add_bytes(inputs if kind is not Kind.ROWS else inputs[1:] + outputs)
         self._add_bytes(outputs)
         if inputs and all(_storage(t) in self._weights for t in inputs):
             made = {_storage(t) for t in outputs} - self._weights
@@ -214,7 +214,7 @@ class Counter:
             self._derived |= made
         else:
             self._forget(outputs)
-        if kind is Kind.FREE:
+        if kind is Kind.FREE or kind is Kind.ROWS:
             return
         if kind is Kind.UNKNOWN or kind is Kind.COMPOSITE:
             self.cost.uncounted[formulas.op_name(func)] += 1

@@ -24,6 +24,7 @@ class Kind(Enum):
     MATMUL = "matmul"  # matrix product: linear or attention, decided by its operands
     ATTENTION = "attention"  # fused scaled dot product attention
     FREE = "free"  # no MACs by convention: elementwise, normalisation, copies, reductions, …
+    ROWS = "rows"  # free, and of its first tensor it reads only what it gives
     NEW = "new"  # allocates and touches nothing
     NO_DATA = "no data"  # no MACs and no bytes: views, queries
     COMPOSITE = "composite"  # runs as other operators, which are counted instead
@@ -96,11 +97,10 @@ _FREE = _aten(
     "cumsum cumprod logsumexp sort topk _unique2 median count_nonzero equal nonzero "
     "searchsorted bucketize isin "
     # copies, layout, indexing
-    "cat stack copy_ copy _to_copy clone repeat index index_put index_put_ _index_put_impl_ "
-    "_unsafe_index index_select gather scatter scatter_ scatter_add masked_fill masked_select "
-    "take embedding roll flip constant_pad_nd reflection_pad1d reflection_pad2d "
-    "replication_pad2d replication_pad3d pixel_shuffle pixel_unshuffle im2col col2im tril triu "
-    "repeat_interleave select_scatter slice_scatter native_channel_shuffle "
+    "cat stack copy_ copy _to_copy clone repeat index_put index_put_ _index_put_impl_ "
+    "scatter scatter_ scatter_add masked_fill masked_select roll flip constant_pad_nd "
+    "reflection_pad1d reflection_pad2d replication_pad3d pixel_shuffle pixel_unshuffle im2col "
+    "col2im tril triu repeat_interleave select_scatter slice_scatter native_channel_shuffle "
     # resampling, pooling
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d "
     "upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d "
@@ -122,6 +122,8 @@ _FREE = _aten(
 )
 
 _ADDS = re.compile(r"aten::_?(add|badd)(mm|bmm|mv).*")
+
+_ROWS = _aten("embedding index _unsafe_index index_select gather take")
 
 _NEW = _aten("empty empty_like empty_strided new_empty new_empty_strided lift_fresh")
 
@@ -150,6 +152,8 @@ def kind(func: Any) -> Kind:
         return Kind.CONV if "conv" in name else Kind.MATMUL
     if name in _FREE:
         return Kind.FREE
+    if name in _ROWS:
+        return Kind.ROWS
     if name in _NEW:
         return Kind.NEW
     if name in _NO_DATA:

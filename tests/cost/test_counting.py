@@ -121,6 +121,14 @@ def test_closed_forms(layer: nn.Module, shape: tuple[int, ...], macs: int) -> No
         assert cost.params == sum(p.numel() for p in layer.parameters())
 
 
+def test_a_table_is_read_where_it_is_looked_up() -> None:
+    table = nn.Embedding(1000, 8)
+    cost = count(table, torch.tensor([1, 2, 3]))
+    assert cost.bytes == 3 * 8 + 2 * 3 * 8 * 4  # numbers; rows read, rows written
+    assert cost.stored_bytes == 1000 * 8 * 4
+    assert not cost.uncounted
+
+
 def test_bytes_of_unfused_operators() -> None:
     net = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.ReLU()).half()
     conv = 4 * 8 * 8 + 6 * 4 * 9 + 6 * 8 * 8  # input, weight, output
