@@ -12,6 +12,7 @@ from ..runs.experiment import Experiment, Stage, experiment_folder, table_code
 from ..runs.finished import CELLS, Finished, Row, from_csv, results, to_csv
 from ..runs.pareto import picture_bytes
 from ..runs.record import Run, is_finished
+from ..runs.space import read_axes
 from ._cells import Cell
 from ._grid import error_of, run_grid
 from ._main import command
@@ -30,10 +31,14 @@ def main(cfg: DictConfig, run: Run) -> None:
     found = Experiment.read(experiment_folder(cfg.name))
     table_code(found.folder)
     chosen, kept = _chosen(cfg, found), _kept(found)
+    wanted = _wanted(cfg, [stage for stage in found.stages if stage.name in chosen])
     rows: list[Row] = []
     for stage in found.stages:
         if stage.name in chosen:
-            rows += _stage(found, stage, rows, _changes(found, stage, changes), cfg, run)
+            own = [row for row in kept if row["stage"] == stage.name]
+            rows += _stage(
+                found, stage, rows, own, wanted, _changes(found, stage, changes), cfg, run
+            )
         else:
             rows += [row for row in kept if row["stage"] == stage.name]
     rows = getattr(table_code(found.folder), "derived", _as_they_are)(rows, run.dir / CELLS)
@@ -57,6 +62,29 @@ def _chosen(cfg: DictConfig, found: Experiment) -> list[str]:
     return given
 
 
+def _wanted(cfg: DictConfig, stages: list[Stage]) -> dict[str, set[str]]:
+    """Axis → the values, as text, at which to run; empty for all."""
+    if cfg.points is None:
+        return {}
+    if not isinstance(cfg.points, DictConfig) or not cfg.points:
+        raise ValueError(f"points={cfg.points}: must be a mapping, as in points={{steps: [4, 8]}}")
+    axes = {axis.name: axis for stage in stages for axis in read_axes(stage.space or {})}
+    wanted = {}
+    for name, given in ((str(key), value) for key, value in cfg.points.items()):
+        values = {str(each) for each in (given if isinstance(given, ListConfig) else [given])}
+        if name not in axes:
+            raise ValueError(f"points.{name}: no such axis; there are {', '.join(axes)}")
+        there = [str(each) for each in axes[name].grid()]
+        if unknown := sorted(values - set(there)):
+            raise ValueError(f"points.{name}={unknown[0]}: must be of {', '.join(there)}")
+        wanted[name] = values
+    return wanted
+
+
+def _of(stage: Stage, rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["stage"] == stage.name]
+
+
 def _kept(found: Experiment) -> list[Row]:
     """What was written beside the grid before."""
     file = found.folder / "results.csv"
@@ -78,11 +106,14 @@ def _stage(
     found: Experiment,
     stage: Stage,
     before: list[Row],
+    kept: list[Row],
+    wanted: dict[str, set[str]],
     changes: dict[str, Any],
     cfg: DictConfig,
     run: Run,
 ) -> list[Row]:
-    points = found.points(stage, before)[: cfg.limit]
+    everything = found.points(stage, before)[: cfg.limit]
+    points = [each for each in everything if _matches(each[0], wanted)]
     root = run.folder / CELLS
     settings = [found.placed(each | changes, before, root) for _, each in points]
     # A mistake is found before anything is written.
@@ -98,10 +129,24 @@ def _stage(
     runs = [Finished.read(root / name) for name in named]
     metrics = [name for name in found.metrics if any(name in each.metrics for each in runs)]
     measured = results(runs, [], metrics)
-    return [
+    made = [
         {"stage": stage.name, **point, **numbers, "cell": each.folder.name, "code": _code(each)}
         for (point, _), numbers, each in zip(points, measured, runs, strict=True)
     ]
+    if not wanted:
+        return made
+    known = {_place(point, row): row for point, _ in everything for row in [*kept, *made]}
+    places = [_place(point, point) for point, _ in everything]
+    return [known[place] for place in places if place in known]
+
+
+def _matches(point: Row, wanted: dict[str, set[str]]) -> bool:
+    return all(str(point[axis]) in values for axis, values in wanted.items() if axis in point)
+
+
+def _place(point: Row, row: Row) -> tuple[str, ...]:
+    """The values of the axes, which a CSV gives back as other types."""
+    return tuple(str(row.get(axis)) for axis in point)
 
 
 def _code(run: Finished) -> str:
@@ -110,7 +155,9 @@ def _code(run: Finished) -> str:
 
 def _report(found: Experiment, rows: list[Row], folder: Path) -> None:
     figures = table_code(found.folder).figures(rows)
-    cells = list(dict.fromkeys(row["cell"] for row in rows if row.get("cell") is not None))
+    named = dict.fromkeys(row["cell"] for row in rows if row.get("cell") is not None)
+    # Rows of other stages may be of cells that ran elsewhere.
+    cells = [cell for cell in named if is_finished(folder / CELLS / cell)]
     write_collection_report(
         folder / "report.html",
         [Shown.read(folder / CELLS / cell) for cell in cells],

@@ -1,6 +1,7 @@
 """Stages of different commands, one on what another made; some of them run again alone."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -95,9 +96,34 @@ def test_a_stage_works_on_what_another_made(experiment, tmp_path, capsys):
     assert from_csv((experiment / "results.csv").read_text()) == rows  # a trial commits nothing
 
 
+def test_a_grid_is_run_in_parts(experiment, tmp_path):
+    without = TABLE.replace("all((cells", "any((cells")
+    (experiment / "table.py").write_text(without)
+    how = [f"name={experiment}", "stages=[cost]", f"output_dir={tmp_path / 'out'}"]
+
+    def rows():
+        found = from_csv((experiment / "results.csv").read_text())
+        return {row["steps"]: row["cell"] for row in found if row["stage"] == "cost"}
+
+    main([*how, "points={steps: 2}"])
+    (second,) = rows().values()
+    main([*how, "points={steps: [1]}"])
+    assert list(rows()) == [1, 2]
+    assert rows()[2] == second
+    first = rows()[1]
+    # What was run in an earlier part need not be on disk any more.
+    shutil.rmtree(tmp_path / "out" / "cells" / first)
+    main([*how, "points={steps: 2}"])
+    assert rows() == {1: first, 2: second}
+    assert not (tmp_path / "out" / "cells" / first).exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["points=2"], "points=2: must be a mapping"),
+        (["points={clock: 2}"], "points.clock: no such axis; there are steps, pair"),
+        (["points={steps: [1, 3]}"], "points.steps=3: must be of 1, 2"),
         (["stages=[costs]"], "stages=['costs']: must be some of cost, made, pairs"),
         (["stages=[pairs]"], "{made: 2}: no such cell of an earlier stage; there are none"),
         (["settings={cost: {stepps: 3}}"], "unknown option 'stepps'"),
