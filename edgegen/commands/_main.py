@@ -82,8 +82,10 @@ class _CheckedCallbacks(Callbacks):
 class _Hydra(hydra_internal.Hydra):
     """Hydra without the second composition of every config, which asks for `hydra.mode` alone."""
 
+    typed: Sequence[str] = ()  # of all overrides those that a person gave
+
     def get_mode(self, config_name: str | None, overrides: list[str]) -> Any:
-        asked = any("hydra" in each for each in overrides) or any(
+        asked = any("hydra" in each for each in self.typed) or any(
             flag.startswith(("-cd", "--config-", "-cn", "-cp")) for flag in sys.argv[1:]
         )
         return super().get_mode(config_name, overrides) if asked else None
@@ -145,6 +147,7 @@ def _launch(main: Command, name: str, typed: list[str], free_text: Sequence[str]
     before = os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [script, *flags, *rewrite(overrides, free_text, name)]
     plain, hydra_internal.Hydra = hydra_internal.Hydra, _Hydra  # type: ignore[misc]
+    _Hydra.typed = overrides
     hydra_internal.Callbacks = _CheckedCallbacks  # type: ignore[misc]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of being printed by Hydra
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import DictConfig, OmegaConf
 
 from edgegen.commands import generate, train
@@ -291,6 +292,21 @@ def test_runs_go_to_a_dated_folder_and_hydra_leaves_no_trace(tried, tmp_path):
     assert found == {"here", "metrics.json", "config.yaml", "overrides.txt", "run.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
     assert f"output_dir: outputs/generate/{folder.name}" in (folder / "config.yaml").read_text()
+
+
+def test_a_config_is_composed_once(tried, monkeypatch):
+    times = []
+    compose = ConfigLoaderImpl.load_configuration
+
+    def counted(self, *arguments, **options):
+        times.append(1)
+        return compose(self, *arguments, **options)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    tried.main(["steps=3", "output_dir=one"])
+    assert len(times) == 1
+    tried.main(["steps=3,4", "hydra.mode=MULTIRUN", "output_dir=many"])
+    assert [config["steps"] for config in tried.configs] == [3, 3, 4]
 
 
 def test_a_sweep_has_a_folder_a_job(tried, tmp_path):
