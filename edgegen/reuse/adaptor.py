@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
+from .. import assets
 from .cut import Cut, Stage
 from .fingerprint import fingerprint, same_base
 
@@ -195,6 +196,25 @@ def load_adaptor(path: str | Path, unet: nn.Module, cut: Cut) -> ResNetAdaptor:
     adaptor.load_state_dict(weights)
     weight = next(unet.parameters())
     return adaptor.to(weight.device, weight.dtype).eval().requires_grad_(False)
+
+
+def embedded_adaptor(unet: nn.Module, cut: Cut) -> ResNetAdaptor:
+    """The adaptor inside the package that was trained for this model and cut, as `load_adaptor`.
+
+    Raises ValueError where there is none.
+    """
+    folder = assets.ROOT / "adaptors"
+    if folder.is_dir():
+        assets.verify(folder)
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                return load_adaptor(path, unet, cut)
+            except ValueError:
+                continue
+    raise ValueError(
+        f"predictor=learned: the package holds no adaptor for this model and {cut}; "
+        "scripts/train.py experiment=clockwork/emoji trains one"
+    )
 
 
 def _bias(layer: nn.ConvTranspose2d) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from ..cost import cost_mode
 from ..cost.modes import uncompiled
 from ..sampling.steps import StepClock, step_clock
-from .adaptor import SHARES, load_adaptor, make_adaptor
+from .adaptor import SHARES, embedded_adaptor, load_adaptor, make_adaptor
 from .clock import Clock, Drift, Moment, parse_clock
 from .context import Context, Slot
 from .cut import Cut, Encoder, check_unet
@@ -167,9 +167,10 @@ def reuse(target: Any, cut: Cut, clock: Any, predictor: Any = "identity") -> Ite
         cut: what reuse steps leave out: a `Stage`, a `Branch` or the `Encoder`.
         clock: when to run in full: see `clock.ALLOWED`, or a `Clock`.
         predictor: what to put in place of what was left out. `identity`, `linear`, `quadratic`;
-            `resnet` or `light` for an untrained adaptor; the path of a trained one; a module that
-            is one (see `ResNetAdaptor`), which is brought to the UNet's device and precision; or
-            an `Extrapolation`.
+            `learned` for the adaptor that the package holds for an embedded model; the path of a
+            trained one; `resnet` or `light` for an untrained one; a module that is one (see
+            `ResNetAdaptor`), which is brought to the UNet's device and precision; or an
+            `Extrapolation`.
 
     Raises:
         ValueError: a transformer or another network without such blocks, a cut, clock or predictor
@@ -227,9 +228,11 @@ def _parse_predictor(predictor: Any, unet: Any, cut: Cut) -> Predictor:
         return Extrapolation(ORDERS[predictor])
     if predictor in SHARES:
         return make_adaptor(unet, cut, predictor).eval().requires_grad_(False)
+    if predictor == "learned":
+        return embedded_adaptor(unet, cut)
     if isinstance(predictor, Path) or str(predictor).endswith(".safetensors"):
         return load_adaptor(predictor, unet, cut)
     raise ValueError(
-        f"predictor={predictor}: allowed are {', '.join((*ORDERS, *SHARES))} or the path of a "
-        "trained adaptor (.safetensors)"
+        f"predictor={predictor}: allowed are {', '.join((*ORDERS, *SHARES))}, learned or the "
+        "path of a trained adaptor (.safetensors)"
     )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from reuse_models import LAYOUTS, TOKENS, WIDTH, draw, full_size, make_pipe, make_unet
 
+from edgegen import assets
 from edgegen.reuse import (
     Branch,
     ResNetAdaptor,
@@ -152,6 +153,30 @@ def test_saved_and_loaded(saved: tuple[Path, Any, ResNetAdaptor]) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     with clockwork(unet, 2, path, stage=2) as method:
         assert torch.equal(method.predictor.conv_in.weight, adaptor.conv_in.weight)
+
+
+def test_the_package_holds_adaptors(
+    saved: tuple[Path, Any, ResNetAdaptor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, unet, adaptor = saved
+    monkeypatch.setattr(assets, "ROOT", tmp_path / "assets")
+    missing = "predictor=learned: the package holds no adaptor for this model"
+    with pytest.raises(ValueError, match=missing), clockwork(unet, 2, "learned", stage=2):
+        pass
+    folder = tmp_path / "assets" / "adaptors"
+    folder.mkdir(parents=True)
+    other = make_unet(**LAYOUTS["sd1"])
+    save_adaptor(make_adaptor(other, Stage(1)), folder / "a.safetensors", other, Stage(1))
+    (folder / "b.safetensors").write_bytes(path.read_bytes())
+    assets.write_sums(folder)
+    with clockwork(unet, 2, "learned", stage=2) as method:
+        assert torch.equal(method.predictor.conv_in.weight, adaptor.conv_in.weight)
+    with pytest.raises(ValueError, match=missing), clockwork(unet, 2, "learned", stage=1):
+        pass
+    with (folder / "b.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(ValueError, match="sha256"), clockwork(unet, 2, "learned", stage=2):
+        pass
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
