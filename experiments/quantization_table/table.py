@@ -1,0 +1,99 @@
+"""Tables and figure of the experiment, from `results.csv` alone; one difference, from cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from edgegen.runs.cell_samples import difference_rows
+from edgegen.runs.pareto import Point, plot_front
+from edgegen.runs.tables import Score, make_table, score_text
+
+ERROR, BOPS, SIZE = "quality/paired_rmse", "cost/tbops", "cost/stored_mb"
+CHANGED = [ERROR, "quality/paired_efflite0"]
+SCORED = [
+    SIZE,
+    BOPS,
+    "quality/ode_rmse",
+    "quality/ode_efflite0",
+    "quality/fd_pca64_efflite0",
+    "quality/clip_judge",
+]
+# (what should change a picture less, than what)
+BARS = [
+    ("w8a8", "full, 16 steps"),
+    *((f"lrqat w4 {seed}", f"lsq w4 {seed}") for seed in (0, 1)),
+    *((f"lrqat w3 {seed}", f"lsq w3 {seed}") for seed in (0, 1)),
+    ("lrqat w4 0", "w4a16 gptq"),
+    ("vq2d 2.125", "vq1d 2.125"),
+    ("vq2d 2.125", "vq2d k-means"),
+]
+DEVICES = ("one step calibrated", "4 time groups", "skips together", "time embedding as met")
+BARS += [(f"{m}", f"{m} {d}") for m in ("w4a8", "w4a4") for d in DEVICES]
+Rows = list[dict[str, Any]]
+
+
+def table(rows: Rows) -> str:
+    """The bars; what each row changes, takes and scores; what training took."""
+    parts = ["# Does it change pictures less?", "", bars(rows), ""]
+    for title, stage, metrics in (
+        ("Change against full precision, same noise, 25 steps", "changed", CHANGED),
+        ("Size, work and scores", "rows", SCORED),
+        ("Training: loss, and bytes of weights, gradients and optimizer", "trained", TRAINED),
+        ("Learning rates, one seed", "rates", TRAINED[:1]),
+    ):
+        parts += [f"# {title}", "", shown(of(rows, stage), metrics)]
+    return "\n".join(parts)
+
+
+TRAINED = ["train/loss", "train/bytes_all"]
+
+
+def bars(rows: Rows) -> str:
+    """Paired differences, with the side of zero on which they lie."""
+    lines = ["| less change | than | difference | |", "| --- | --- | ---: | --- |"]
+    for row in of(rows, "pairs"):
+        score = Score(row[ERROR], row[f"{ERROR}_lo"], row[f"{ERROR}_hi"])
+        told = "yes" if score.high < 0 else "no, more" if score.low > 0 else "not told apart"
+        less, more = str(row["pair"]).split(" < ")
+        lines.append(f"| {less} | {more} | {score_text(score)} | {told} |")
+    return "\n".join(lines) if len(lines) > 2 else "Not run yet."
+
+
+def shown(rows: Rows, columns: list[str]) -> str:
+    metrics = [name for name in columns if any(row.get(name) is not None for row in rows)]
+    return make_table(rows, ["row"], [], metrics, {}).markdown() if metrics else "Not run yet.\n"
+
+
+def figures(rows: Rows) -> dict[str, Figure]:
+    """Change against BOPs."""
+    work = {row["row"]: row.get(BOPS) for row in of(rows, "rows")}
+    points = [
+        Point(
+            work[row["row"]],
+            row[ERROR],
+            label=str(row["row"]),
+            y_interval=(row[f"{ERROR}_lo"], row.get(f"{ERROR}_hi") or row[ERROR]),
+        )
+        for row in of(rows, "changed")
+        if row.get(ERROR) is not None and work.get(row["row"]) is not None
+    ]
+    return {"front.png": plot_front(points, BOPS, ERROR)} if points else {}
+
+
+def derived(rows: Rows, cells: Path) -> Rows:
+    """Paired differences of the change, picture by picture."""
+    named = {row["row"]: row for row in of(rows, "changed")}
+    pairs = {
+        f"{less} < {more}": (named[less], named[more])
+        for less, more in BARS
+        if less in named and more in named
+    }
+    found = difference_rows(cells, "pairs", pairs, ERROR)
+    return [row for row in rows if row["stage"] != "pairs"] + found if found else rows
+
+
+def of(rows: Rows, stage: str) -> Rows:
+    return [row for row in rows if row["stage"] == stage]
