@@ -11,7 +11,7 @@ def test_the_demo_leaves_a_report_and_reuses_what_is_there(
     tiny_pipeline_folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    arguments = [f"model={tiny_pipeline_folder}", "steps=2"]
+    arguments = [f"model={tiny_pipeline_folder}", "steps=2", "instructions=[]"]
     demo.main(arguments)
     path = Path(capsys.readouterr().out.splitlines()[-1])
     assert path == tmp_path / "outputs/demo/report.html"

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
-from quantization_models import draw, unet_inputs
+from quantization_models import draw, make_pipe, unet_inputs
 
 from edgegen.quantization import quantize_, quantized
 from edgegen.reuse import clockwork
 
 SPEC: dict[str, Any] = {"spec": "w4a8", "attention": 8, "time_groups": 2}
+
+
+@pytest.fixture
+def pipe() -> Any:
+    """With attention in the middle alone: tracing takes its time by the layer."""
+    return make_pipe(down_block_types=("DownBlock2D",) * 2)
 
 
 def test_compiled_and_clocked(pipe: Any, calls: Any, graphs: Any) -> None:

@@ -26,13 +26,13 @@ from edgegen.training.quantization import QuantizationModule
 from edgegen.training.teacher import Teacher
 from edgegen.training.trajectories import TrajectoryTask
 
-UNET = {
+UNET = {  # one level; attention in the middle alone
     "_class_name": "UNet2DConditionModel",
     "sample_size": 8,
-    "block_out_channels": [8, 16],
+    "block_out_channels": [8],
     "layers_per_block": 1,
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "down_block_types": ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"],
     "cross_attention_dim": 16,
     "attention_head_dim": 2,
     "norm_num_groups": 4,
@@ -49,9 +49,10 @@ def teacher(**options: Any) -> Teacher:
 
 def module(taught: Teacher | None = None, way: str = "lrqat", **options: Any) -> Any:
     task = TrajectoryTask(taught or teacher(), options.pop("store", None))
+    optimizer = options.pop("optimizer", OPTIMIZER)
     torch.manual_seed(0)
     settings = {"way": way, "rank": 4, **options}
-    return QuantizationModule(task, SPEC, settings, OPTIMIZER)
+    return QuantizationModule(task, SPEC, settings, optimizer)
 
 
 @pytest.fixture
@@ -148,9 +149,8 @@ def test_the_teacher_stays_and_the_student_comes_closer(
 ) -> None:
     taught = teacher()
     before = {name: tensor.clone() for name, tensor in taught.unet.state_dict().items()}
-    trained = module(taught)
-    trained.optimizer_options = {**OPTIMIZER, "schedule": "constant"}
-    losses = fit(trained, prompts(4), 40)
+    trained = module(taught, optimizer={**OPTIMIZER, "schedule": "constant"})
+    losses = fit(trained, prompts(4), 24)
     assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
     assert all(torch.equal(before[k], v) for k, v in taught.unet.state_dict().items())
     assert all(name.startswith("student.") for name in trained.state_dict())
@@ -168,8 +168,9 @@ def test_resumed_equals_never_stopped(
     again = QuantizationModule(TrajectoryTask(teacher()), SPEC, {"way": way, "rank": 4}, OPTIMIZER)
     rest = fit(again, prompts(), 5, tmp_path / "kept")
     assert [*first, *rest] == losses
+    found = again.state_dict()
     for name, tensor in whole.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor), name
+        assert torch.equal(found[name], tensor), name
     assert not torch.equal(
         next(iter(whole.learned.scales)), next(iter(module(way=way).learned.scales))
     )
@@ -179,9 +180,10 @@ def test_kept_trajectories_are_made_once(
     prompts: Callable[..., PromptData], tmp_path: Path
 ) -> None:
     taught, calls = teacher(), []
-    fresh = fit(module(taught), prompts(distinct=4), 4)
+    slow = {**OPTIMIZER, "lr": 3e-4, "lr_scales": 1e-4}  # or what float16 rounds off would grow
+    fresh = fit(module(taught, optimizer=slow), prompts(distinct=4), 4)
     taught.unet.conv_in.register_forward_hook(lambda *_: calls.append(None))
-    trained = module(taught, store=str(tmp_path / "store"))
+    trained = module(taught, store=str(tmp_path / "store"), optimizer=slow)
     calls.clear()  # those of calibration, and of the copy
     losses = fit(trained, prompts(distinct=4), 4)
     made = len(calls) - 4  # the student is a copy, hook and all
