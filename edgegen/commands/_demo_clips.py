@@ -41,7 +41,8 @@ def check_clips(cfg: DictConfig) -> None:
 def make_clips(cfg: DictConfig, run: Run) -> list[ReportClip]:
     """One clip an instruction, source and result side by side; those that are there are taken.
 
-    None at all without instructions, or where the editor is an embedded one that this package does not hold.
+    None at all without instructions, or where the editor is an embedded one that this package does
+    not hold.
     """
     name = str(cfg.editor)
     if not cfg.instructions:

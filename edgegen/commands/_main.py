@@ -154,7 +154,7 @@ def _launch(main: Command, name: str, typed: list[str], free_text: Sequence[str]
         launch(task)()
     finally:
         sys.argv = [script, *original]
-        hydra_internal.Hydra = plain  # type: ignore[misc]
+        hydra_internal.Hydra, _Hydra.typed = plain, ()  # type: ignore[misc]
         hydra_internal.Callbacks = Callbacks  # type: ignore[misc]
         if before is None:
             del os.environ["HYDRA_FULL_ERROR"]

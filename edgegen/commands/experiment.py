@@ -35,12 +35,10 @@ def main(cfg: DictConfig, run: Run) -> None:
     rows: list[Row] = []
     for stage in found.stages:
         if stage.name in chosen:
-            own = [row for row in kept if row["stage"] == stage.name]
-            rows += _stage(
-                found, stage, rows, own, wanted, _changes(found, stage, changes), cfg, run
-            )
+            own = _changes(found, stage, changes)
+            rows += _stage(found, stage, rows, _of(stage, kept), wanted, own, cfg, run)
         else:
-            rows += [row for row in kept if row["stage"] == stage.name]
+            rows += _of(stage, kept)
     rows = getattr(table_code(found.folder), "derived", _as_they_are)(rows, run.dir / CELLS)
     files = found.write(run.dir, rows)
     if not changes and cfg.limit is None:
@@ -62,22 +60,33 @@ def _chosen(cfg: DictConfig, found: Experiment) -> list[str]:
     return given
 
 
-def _wanted(cfg: DictConfig, stages: list[Stage]) -> dict[str, set[str]]:
-    """Axis → the values, as text, at which to run; empty for all."""
+def _wanted(cfg: DictConfig, stages: list[Stage]) -> dict[str, set[Any]]:
+    """Axis → the values at which to run; empty for all."""
     if cfg.points is None:
         return {}
     if not isinstance(cfg.points, DictConfig) or not cfg.points:
         raise ValueError(f"points={cfg.points}: must be a mapping, as in points={{steps: [4, 8]}}")
-    axes = {axis.name: axis for stage in stages for axis in read_axes(stage.space or {})}
+    if cfg.settings is not None:
+        raise ValueError("points: cannot be given with settings, whose rows are not kept")
+    if best := [stage.name for stage in stages if stage.best_of is not None]:
+        raise ValueError(
+            f"points: stage {best[0]} takes the best of a whole stage; name others by stages=[…]"
+        )
+    there: dict[str, list[Any]] = {}
+    for axis in (axis for stage in stages for axis in read_axes(stage.space)):
+        there.setdefault(axis.name, []).extend(axis.grid())
     wanted = {}
     for name, given in ((str(key), value) for key, value in cfg.points.items()):
-        values = {str(each) for each in (given if isinstance(given, ListConfig) else [given])}
-        if name not in axes:
-            raise ValueError(f"points.{name}: no such axis; there are {', '.join(axes)}")
-        there = [str(each) for each in axes[name].grid()]
-        if unknown := sorted(values - set(there)):
-            raise ValueError(f"points.{name}={unknown[0]}: must be of {', '.join(there)}")
-        wanted[name] = values
+        values = list(given) if isinstance(given, ListConfig) else [given]
+        if name not in there:
+            raise ValueError(f"points.{name}: no such axis; there are {', '.join(there)}")
+        known = {_value(each) for each in there[name]}
+        if unknown := [each for each in values if _value(each) not in known]:
+            allowed = ", ".join(str(each) for each in dict.fromkeys(there[name]))
+            raise ValueError(f"points.{name}={unknown[0]}: must be of {allowed}")
+        if not values:
+            raise ValueError(f"points.{name}=[]: name at least one value")
+        wanted[name] = {_value(each) for each in values}
     return wanted
 
 
@@ -107,13 +116,13 @@ def _stage(
     stage: Stage,
     before: list[Row],
     kept: list[Row],
-    wanted: dict[str, set[str]],
+    wanted: dict[str, set[Any]],
     changes: dict[str, Any],
     cfg: DictConfig,
     run: Run,
 ) -> list[Row]:
-    everything = found.points(stage, before)[: cfg.limit]
-    points = [each for each in everything if _matches(each[0], wanted)]
+    everything = found.points(stage, before)
+    points = [each for each in everything if _matches(each[0], wanted)][: cfg.limit]
     root = run.folder / CELLS
     settings = [found.placed(each | changes, before, root) for _, each in points]
     # A mistake is found before anything is written.
@@ -140,13 +149,17 @@ def _stage(
     return [known[place] for place in places if place in known]
 
 
-def _matches(point: Row, wanted: dict[str, set[str]]) -> bool:
-    return all(str(point[axis]) in values for axis, values in wanted.items() if axis in point)
+def _matches(point: Row, wanted: dict[str, set[Any]]) -> bool:
+    return all(_value(point[axis]) in values for axis, values in wanted.items() if axis in point)
 
 
-def _place(point: Row, row: Row) -> tuple[str, ...]:
-    """The values of the axes, which a CSV gives back as other types."""
-    return tuple(str(row.get(axis)) for axis in point)
+def _place(point: Row, row: Row) -> tuple[Any, ...]:
+    return tuple(_value(row.get(axis)) for axis in point)
+
+
+def _value(value: Any) -> Any:
+    """A value as a CSV gives it back."""
+    return from_csv(to_csv([{"value": value, "rest": 1}]))[0]["value"]
 
 
 def _code(run: Finished) -> str:

@@ -206,7 +206,9 @@ class Counter:
             return
         inputs = _tensors((args, kwargs) if kwargs else args)
         outputs = [out] if isinstance(out, torch.Tensor) else _tensors(out)
-        self._add_bytes(inputs if kind is not Kind.ROWS else inputs[1:] + outputs)
+        if kind is Kind.ROWS:
+            inputs = [min(inputs[0], outputs[0], key=lambda t: t.nbytes), *inputs[1:]]
+        self._add_bytes(inputs)
         self._add_bytes(outputs)
         if inputs and all(_storage(t) in self._weights for t in inputs):
             made = {_storage(t) for t in outputs} - self._weights

@@ -24,7 +24,7 @@ class Kind(Enum):
     MATMUL = "matmul"  # matrix product: linear or attention, decided by its operands
     ATTENTION = "attention"  # fused scaled dot product attention
     FREE = "free"  # no MACs by convention: elementwise, normalisation, copies, reductions, …
-    ROWS = "rows"  # free, and of its first tensor it reads only what it gives
+    ROWS = "rows"  # free, and reads no more of its first tensor than it gives
     NEW = "new"  # allocates and touches nothing
     NO_DATA = "no data"  # no MACs and no bytes: views, queries
     COMPOSITE = "composite"  # runs as other operators, which are counted instead
@@ -99,8 +99,9 @@ _FREE = _aten(
     # copies, layout, indexing
     "cat stack copy_ copy _to_copy clone repeat index_put index_put_ _index_put_impl_ "
     "scatter scatter_ scatter_add masked_fill masked_select roll flip constant_pad_nd "
-    "reflection_pad1d reflection_pad2d replication_pad3d pixel_shuffle pixel_unshuffle im2col "
-    "col2im tril triu repeat_interleave select_scatter slice_scatter native_channel_shuffle "
+    "reflection_pad1d reflection_pad2d replication_pad2d replication_pad3d pixel_shuffle "
+    "pixel_unshuffle im2col col2im tril triu repeat_interleave select_scatter slice_scatter "
+    "native_channel_shuffle "
     # resampling, pooling
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d "
     "upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d "

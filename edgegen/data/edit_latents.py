@@ -112,6 +112,7 @@ class EditData(StreamDataModule):
             "size": size,
             "edits": [edits, list(EDITS), self.families],
             "seed": seed,
+            "layout": "channels_last",  # of the encoder, which changes last bits
         }
 
     def setup(self, stage: str | None = None) -> None:

@@ -34,13 +34,15 @@ _ENDS = {"": "value", "_lo": "low", "_hi": "high", "_n": "n"}
 def read_scores(folder: Path, metric: str) -> tuple[np.ndarray, list[tuple[str, str]]]:
     """A metric picture by picture, (N,) float64, and (prompt, seed) of each, from `scores.csv`.
 
+    Pictures that were given have their file's name in place of the prompt.
+
     Raises ValueError where it is not there.
     """
     with open(folder / "scores.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or metric not in rows[0]:
         raise ValueError(f"{folder}: {metric} is not among its scores of single pictures")
-    asked = [(row["prompt"], row["seed"]) for row in rows]
+    asked = [(row.get("prompt") or row["file"], row.get("seed", "")) for row in rows]
     return np.array([float(row[metric]) for row in rows]), asked
 
 

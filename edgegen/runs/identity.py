@@ -110,8 +110,8 @@ def _path(value: str) -> Path | None:
 
 @lru_cache(maxsize=1)
 def _embedded() -> dict[str, str]:
-    """The lists of checksums of what is used without being named: the dataset and the judge."""
-    lists = (assets.ROOT / name / assets.SUMS for name in ("data", "emoji-judge"))
+    """The lists of checksums of what is used without its file being named."""
+    lists = (assets.ROOT / name / assets.SUMS for name in ("data", "emoji-judge", "adaptors"))
     return {path.parent.name: sha256(path) for path in lists if path.is_file()}
 
 

@@ -37,8 +37,8 @@ def table(rows: Rows) -> str:
     first = rows[0]["device"]
     for row in (row for row in rows if row["device"] == first):
         lines.append(
-            f"| {row['workload']} | {row['gmacs']:.4g} | {row['form']} | {row['weights_mb']:.4g} "
-            f"| {row['mb']:.4g} | {1e3 * row['joules']:.4g} |"
+            f"| {row['workload']} | {row['gmacs']:,.1f} | {row['form']} | {row['weights_mb']:,.1f} "
+            f"| {row['mb']:,.1f} | {1e3 * row['joules']:,.1f} |"
         )
     for form, what in (
         ("W4A8", "4 bit weights, products at 8 bit"),
@@ -65,7 +65,7 @@ def reached(value: float, claim: float) -> str:
 
 
 def figures(rows: Rows) -> dict[str, Figure]:
-    """Bars: how many times faster 4 bit weights are, by workload and device."""
+    """Bars: how many times faster 4 bits are, by workload and device."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, form in zip(axes, ("W4A8", "W4A4"), strict=True):

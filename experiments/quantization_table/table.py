@@ -12,6 +12,8 @@ from edgegen.runs.pareto import Point, plot_front
 from edgegen.runs.tables import Score, make_table, score_text
 
 ERROR, BOPS, SIZE = "quality/paired_rmse", "cost/tbops", "cost/stored_mb"
+CHANGE, BYTES = f"{ERROR}_change", "train/bytes_all"
+TRAINED = ["train/loss", BYTES]
 CHANGED = [ERROR, "quality/paired_efflite0"]
 SCORED = [
     SIZE,
@@ -30,8 +32,10 @@ BARS = [
     ("vq2d 2.125", "vq1d 2.125"),
     ("vq2d 2.125", "vq2d k-means"),
 ]
-DEVICES = ("one step calibrated", "4 time groups", "skips together", "time embedding as met")
-BARS += [(f"{m}", f"{m} {d}") for m in ("w4a8", "w4a4") for d in DEVICES]
+WITHOUT = ("one step calibrated", "skips together", "time embedding as met")
+for form in ("w4a8", "w4a4"):
+    BARS += [(form, f"{form} {each}") for each in WITHOUT]
+    BARS += [(f"{form} {each}", form) for each in ("4 time groups", "by token", "gptq")]
 Rows = list[dict[str, Any]]
 
 
@@ -48,17 +52,20 @@ def table(rows: Rows) -> str:
     return "\n".join(parts)
 
 
-TRAINED = ["train/loss", "train/bytes_all"]
-
-
 def bars(rows: Rows) -> str:
     """Paired differences, with the side of zero on which they lie."""
     lines = ["| less change | than | difference | |", "| --- | --- | ---: | --- |"]
     for row in of(rows, "pairs"):
-        score = Score(row[ERROR], row[f"{ERROR}_lo"], row[f"{ERROR}_hi"])
+        score = Score(row[CHANGE], row[f"{CHANGE}_lo"], row[f"{CHANGE}_hi"])
         told = "yes" if score.high < 0 else "no, more" if score.low > 0 else "not told apart"
         less, more = str(row["pair"]).split(" < ")
         lines.append(f"| {less} | {more} | {score_text(score)} | {told} |")
+    memory = {row["row"]: row.get(BYTES) for row in of(rows, "trained")}
+    full = memory.get("lsq w4 0")
+    for name, taken in memory.items():
+        if str(name).startswith("lrqat w4") and taken and full:
+            lines += [] if lines[-1].startswith("- ") else [""]
+            lines.append(f"- {name} takes {taken / full:.2f} of the bytes of full training.")
     return "\n".join(lines) if len(lines) > 2 else "Not run yet."
 
 
@@ -92,7 +99,9 @@ def derived(rows: Rows, cells: Path) -> Rows:
         if less in named and more in named
     }
     found = difference_rows(cells, "pairs", pairs, ERROR)
-    return [row for row in rows if row["stage"] != "pairs"] + found if found else rows
+    kept = {row["pair"]: row for row in of(rows, "pairs")}
+    kept |= {row["pair"]: row for row in found}
+    return [row for row in rows if row["stage"] != "pairs"] + list(kept.values())
 
 
 def of(rows: Rows, stage: str) -> Rows:

@@ -118,12 +118,36 @@ def test_a_grid_is_run_in_parts(experiment, tmp_path):
     assert not (tmp_path / "out" / "cells" / first).exists()
 
 
+def test_values_of_points_are_those_of_a_csv(experiment, tmp_path):
+    """Numbers that a CSV gives back in another form, and an axis that another stage has too."""
+    grid = yaml.safe_load((experiment / "grid.yaml").read_text())
+    stages = grid["stages"]
+    axis = {"type": "categorical", "choices": {"007": {"steps": 1}, "1e3": {"steps": 2}}}
+    stages["cost"]["space"] = {"row": axis}
+    stages["made"]["space"] = {"row": {"type": "categorical", "choices": {"last": {"steps": 1}}}}
+    del stages["pairs"]
+    (experiment / "grid.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
+    table = TABLE.replace("all((cells", "any((cells").replace('"steps", "pair"', '"row", "steps"')
+    (experiment / "table.py").write_text(table)
+    how = [f"name={experiment}", f"output_dir={tmp_path / 'out'}"]
+    main([*how, "stages=[cost]", "points={row: 007}"])
+    main([*how, "stages=[cost,made]", "points={row: [1e3, last]}"])
+    rows = from_csv((experiment / "results.csv").read_text())
+    assert [(row["stage"], row["row"]) for row in rows][:3] == [
+        ("cost", 7),
+        ("cost", 1000),
+        ("made", "last"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["points=2"], "points=2: must be a mapping"),
         (["points={clock: 2}"], "points.clock: no such axis; there are steps, pair"),
         (["points={steps: [1, 3]}"], "points.steps=3: must be of 1, 2"),
+        (["points={steps: []}"], "points.steps=[]: name at least one value"),
+        (["points={steps: 1}", "settings={guidance: false}"], "cannot be given with settings"),
         (["stages=[costs]"], "stages=['costs']: must be some of cost, made, pairs"),
         (["stages=[pairs]"], "{made: 2}: no such cell of an earlier stage; there are none"),
         (["settings={cost: {stepps: 3}}"], "unknown option 'stepps'"),

@@ -127,6 +127,8 @@ def test_a_table_is_read_where_it_is_looked_up() -> None:
     assert cost.bytes == 3 * 8 + 2 * 3 * 8 * 4  # numbers; rows read, rows written
     assert cost.stored_bytes == 1000 * 8 * 4
     assert not cost.uncounted
+    often = count(nn.Embedding(2, 8), torch.zeros(100, dtype=torch.long))
+    assert often.bytes == 100 * 8 + 2 * 8 * 4 + 100 * 8 * 4  # once read, it is at hand
 
 
 def test_bytes_of_unfused_operators() -> None:
