@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -15,27 +14,17 @@ from ._cells import Cell
 from ._workers import helped
 
 
-def cells_at(command: str, points: Sequence[Mapping[str, Any]]) -> list[Cell]:
-    """The cells of a command at points of its settings, without repeats.
-
-    Raises ValueError for settings that the command does not have.
-    """
-    return list({cell.id: cell for cell in (Cell.of(command, each) for each in points)}.values())
-
-
-def run_grid(
-    command: str, points: Sequence[Mapping[str, Any]], root: Path, title: str, workers: int = 1
-) -> list[Cell]:
-    """Run the cells at all points, in `root/ID`, but for those that are finished there.
+def run_grid(cells: Sequence[Cell], root: Path, title: str, workers: int = 1) -> list[Cell]:
+    """Run the cells, each once, in `root/ID`, but for those that are finished there.
 
     A cell that fails is told on stderr and passed over; it is tried again when the grid is run
-    again. Returns the cells, of which `is_finished` tells which came to their end.
+    again. Returns the cells without repeats, of which `is_finished` tells which came to their end.
     """
-    cells = cells_at(command, points)
+    cells = list({cell.id: cell for cell in cells}.values())
     todo = sum(not is_finished(root / cell.id) for cell in cells)
     with (
         tqdm(total=len(cells), initial=len(cells) - todo, desc=title, unit="cell") as bar,
-        helped(min(workers, todo) - 1, _help, command, list(points), root),
+        helped(min(workers, todo) - 1, _help, cells, root),
     ):
         _work(cells, root, bar.update)
     return cells
@@ -47,8 +36,8 @@ def error_of(folder: Path) -> str | None:
     return None if record.get("status") == "finished" else record.get("error", "not begun")
 
 
-def _help(command: str, points: Sequence[Mapping[str, Any]], root: Path) -> None:
-    _work(cells_at(command, points), root, lambda: None)
+def _help(cells: Sequence[Cell], root: Path) -> None:
+    _work(cells, root, lambda: None)
 
 
 def _work(cells: Sequence[Cell], root: Path, done: Callable[[], object]) -> None:

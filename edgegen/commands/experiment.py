@@ -126,16 +126,16 @@ def _stage(
     root = run.folder / CELLS
     settings = [found.placed(each | changes, before, root) for _, each in points]
     # A mistake is found before anything is written.
-    named = [Cell.of(stage.command, each).id for each in settings]
+    named = [Cell.of(stage.command, each) for each in settings]
     run.start()
-    cells = run_grid(stage.command, settings, root, stage.name, cfg.workers)
+    cells = run_grid(named, root, stage.name, cfg.workers)
     failed = [cell for cell in cells if not is_finished(root / cell.id)]
     if failed:
         raise ValueError(
             f"stage {stage.name}: {len(failed)} of {len(cells)} cells came to no end, such as "
             f"{root / failed[0].id}: {error_of(root / failed[0].id)}; run again to go on"
         )
-    runs = [Finished.read(root / name) for name in named]
+    runs = [Finished.read(root / cell.id) for cell in named]
     metrics = [name for name in found.metrics if any(name in each.metrics for each in runs)]
     measured = results(runs, [], metrics)
     made = [

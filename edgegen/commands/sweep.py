@@ -94,14 +94,13 @@ def main(cfg: DictConfig, run: Run) -> None:
 
 def _grid(cfg: DictConfig, study: Study, run: Run) -> list[Row]:
     points = grid_points(study.axes)
-    settings = [study.settings | point_settings(study.axes, point) for point in points]
+    cells = [study.at(point) for point in points]
     root = run.dir / CELLS
-    run_grid(study.command, settings, root, "sweep", cfg.workers)
-    rows = []
-    for point, each in zip(points, settings, strict=True):
-        cell = Cell.of(study.command, each).id
-        rows.append(_row(study, point, cell, root, error_of(root / cell)))
-    return rows
+    run_grid(cells, root, "sweep", cfg.workers)
+    return [
+        _row(study, point, cell.id, root, error_of(root / cell.id))
+        for point, cell in zip(points, cells, strict=True)
+    ]
 
 
 def _search(cfg: DictConfig, study: Study, run: Run) -> list[Row]:

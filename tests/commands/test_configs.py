@@ -83,18 +83,39 @@ def test_every_command_composes(root: str) -> None:
     check(config)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_every_option_composes(name: str) -> None:
-    group, _, option = name.partition("/")
-    users = [root for root in ROOTS if group in groups(root)]
-    if not users:  # chosen with +GROUP=OPTION, or by another file
-        check(composed("generate", f"+{group}={option}"))
-        return
-    if group == "experiment":  # sets the options of the command that it shows
-        users = sorted(commands(name))
-        assert users
+def options_of(root: str) -> dict[str, list[str]]:
+    """The options of each group that a root config chooses from, but for whole experiments."""
+    found: dict[str, list[str]] = {}
+    for name in OPTIONS:
+        group, _, option = name.partition("/")
+        if group in groups(root) - {"experiment"}:
+            found.setdefault(group, []).append(option)
+    return found
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_every_option_of_a_command_composes(root: str) -> None:
+    """One of each group at a time, until each has had its turn."""
+    options = options_of(root)
+    for turn in range(max(map(len, options.values()), default=0)):
+        check(composed(root, *(f"{key}={all_[turn % len(all_)]}" for key, all_ in options.items())))
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name.startswith("experiment/")])
+def test_every_experiment_composes(name: str) -> None:
+    users = sorted(commands(name))  # it sets the options of the command that it shows
+    assert users
     for root in users:
-        check(composed(root, f"{group}={option}"))
+        check(composed(root, f"experiment={name.removeprefix('experiment/')}"))
+
+
+def test_options_of_no_command_compose() -> None:
+    """They are chosen with +GROUP=OPTION, or by another file."""
+    chosen = set().union(*map(groups, ROOTS))
+    added = [name.partition("/") for name in OPTIONS if name.partition("/")[0] not in chosen]
+    assert added
+    for group, _, option in added:
+        check(composed("generate", f"+{group}={option}"))
 
 
 @pytest.mark.parametrize("name", [*ROOTS, *OPTIONS])

@@ -49,14 +49,16 @@ def test_sd15(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "12.85 TFLOPs (all), 10.84 TFLOPs (conv+linear)" in printed
 
 
-def test_without_guidance_and_at_another_size(tmp_path: Path) -> None:
-    base, _ = flops(tmp_path / "a", "model=bk-sdm-tiny", "steps=2")
-    plain, _ = flops(tmp_path / "b", "model=bk-sdm-tiny", "steps=2", "guidance=false")
+def test_without_guidance_and_at_another_size(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    typed = [f"model={tiny_pipeline_folder}", "steps=2"]
+    square = ("height=128", "width=128")
+    base, _ = flops(tmp_path / "a", *typed, *square)
+    plain, _ = flops(tmp_path / "b", *typed, *square, "guidance=false")
     assert 2 * plain["cost/tflops_all"] == pytest.approx(base["cost/tflops_all"])
-    wide, _ = flops(tmp_path / "c", "model=bk-sdm-tiny", "steps=2", "height=256", "width=1024")
+    wide, _ = flops(tmp_path / "c", *typed, "height=64", "width=256")
     # As many pixels: the convolutions cost the same, attention too.
     assert wide["cost/gmacs_all"] == pytest.approx(base["cost/gmacs_all"])
-    small, _ = flops(tmp_path / "d", "model=bk-sdm-tiny", "steps=2", "height=256", "width=256")
+    small, _ = flops(tmp_path / "d", *typed, "height=64", "width=64")
     assert small["cost/gmacs_all"] < base["cost/gmacs_all"] / 4
 
 

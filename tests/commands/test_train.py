@@ -6,9 +6,9 @@ import csv
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 
 import lightning
@@ -23,21 +23,38 @@ from edgegen.runs.record import read_record
 from edgegen.training.autoencoder import AutoencoderModule
 from edgegen.training.checkpoints import AtomicCheckpointIO
 from edgegen.training.denoising import DenoisingModule
-from processes import run_two
+from processes import run_two, start
 
-ROOT = Path(__file__).parents[2]
 MODULES = {"vae": AutoencoderModule, "unet": DenoisingModule}
+
+
+EXPORT = AutoencoderModule.export
+
+
+def few_samples() -> None:
+    """Let autoencoders centre their latents over 8 pictures."""
+    AutoencoderModule.export = partialmethod(EXPORT, samples=8)  # type: ignore[assignment]
 
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(AutoencoderModule.export, "__defaults__", (8,))
+    monkeypatch.setattr(AutoencoderModule, "export", EXPORT)  # to be put back
+    few_samples()
+
+
+@pytest.fixture(scope="module")
+def latent_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("latents")
 
 
 @pytest.fixture
 def typed(
-    emoji_file: Path, vae_folder: Path, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+    emoji_file: Path,
+    vae_folder: Path,
+    clip_folder: Path,
+    latent_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> dict[str, list[str]]:
     """What is typed for a tiny training of each kind, but for `output_dir` and steps."""
     monkeypatch.setattr(photos, "packaged_photos", lambda: [])
@@ -72,13 +89,13 @@ def typed(
             f"vae={vae_folder}",
             f"clip={clip_folder}",
             "data.views=2",
-            "data.cache=cache",
+            f"data.cache={latent_cache}",
             "module.compile=false",
             "module.ema_decay=0.5",
-            "module.unet.block_out_channels=[8,8]",
-            "module.unet.attention_head_dim=[2,2]",
-            "module.unet.down_block_types=[CrossAttnDownBlock2D,DownBlock2D]",
-            "module.unet.up_block_types=[UpBlock2D,CrossAttnUpBlock2D]",
+            "module.unet.block_out_channels=[8]",
+            "module.unet.attention_head_dim=[2]",
+            "module.unet.down_block_types=[DownBlock2D]",
+            "module.unet.up_block_types=[UpBlock2D]",
             "module.unet.norm_num_groups=4",
             "module.unet.in_channels=4",
             "module.unet.out_channels=4",
@@ -244,6 +261,7 @@ def test_a_step_is_finished_when_time_is_up(typed: dict[str, list[str]]) -> None
 
 def test_sharded_training_is_that_of_whole_copies(typed: dict[str, list[str]]) -> None:
     plain = [*typed["unet"], "module.ema_decay=null", "module.optimizer.muon=false"]
+    plain += ["data.cache=cache"]  # empty: both processes fill it
     plain += ["trainer.precision=32-true", "module.optimizer.steps=2", "callbacks.samples.every=2"]
     plain += ["trainer.gradient_clip_val=1000"]  # so that sums of gradients for means are seen
     run_two("train", *plain, "trainer.max_steps=2", "output_dir=copies")
@@ -514,23 +532,19 @@ def test_two_processes_see_what_one_sees(emoji_file: Path, tmp_path: Path) -> No
         "  _target_: edgegen.data.modules.PictureData\n"
         f"  emoji: {emoji_file}\n"
         "  photo_fraction: 0\n"
+        "  validation_samples: 2\n"
         "  batch_size: 4\n"
         "trainer: {precision: 32-true, val_check_interval: 100, gradient_clip_val: null}\n"
     )
     arguments = ["--config-dir", str(tmp_path / "mine"), "experiment=tiny", "checkpoint_every=1"]
     one = train(arguments, "one", 1)
-    two = subprocess.run(
-        [
-            *(sys.executable, str(ROOT / "scripts" / "train.py"), *arguments),
-            *("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"),
-            *("data.batch_size=2", "trainer.max_steps=1"),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
+    two = start(
+        *("train", *arguments, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"),
+        *("data.batch_size=2", "trainer.max_steps=1"),
+        prepare=few_samples,
     )
-    assert two.returncode == 0, two.stderr[-2000:]
+    two.join(300)
+    assert two.exitcode == 0, Path("train.log").read_text()[-2000:]
     # Both processes wrote into one folder, though each has a clock of its own for its name.
     (folder,) = Path("outputs/train").iterdir()
     assert read_record(folder)["status"] == "finished"

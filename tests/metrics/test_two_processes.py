@@ -1,8 +1,5 @@
 """Two gloo processes, each with half of the samples, give what one gives: to the bit."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from edgegen.metrics.quality.distribution import Distribution
 from edgegen.metrics.quality.paired import PairedError
 from edgegen.metrics.quality.reference import PSNR, SSIM
 from edgegen.metrics.video.scores import VideoScores
+from processes import fork
 
 COUNT = 31  # the second process repeats a sample to fill up, as samplers do
 
@@ -63,26 +61,17 @@ def main(rank: int, store: str, output: str) -> None:
 @pytest.mark.filterwarnings("ignore:left out")
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     output = str(tmp_path / "scores")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(tmp_path / "store"), output], env=environment
-        )
-        for rank in (0, 1)
-    ]
+    processes = [fork(main, rank, str(tmp_path / "store"), output) for rank in (0, 1)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         alone = scores(list(range(COUNT)))
     finally:
         torch.set_num_threads(threads)
-        codes = [process.wait(timeout=120) for process in processes]
-    assert codes == [0, 0]
+        for process in processes:
+            process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0]
     assert alone["kept"] == list(range(COUNT))
     assert alone["quality/psnr_n"] == COUNT
     for rank in (0, 1):
         assert torch.load(f"{output}{rank}", weights_only=True) == alone
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -9,7 +9,7 @@ import hydra
 import pytest
 import torch
 from omegaconf import OmegaConf
-from quantization_models import draw, relative
+from quantization_models import draw, make_pipe, relative
 
 from edgegen.quantization import Spec, parse_spec, presets, quantized
 
@@ -35,7 +35,8 @@ def test_presets_are_the_configs() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_configs_make_a_method(pipe: Any, calls: Any, name: str) -> None:
+def test_configs_make_a_method(calls: Any, name: str) -> None:
+    pipe = make_pipe(down_block_types=("DownBlock2D",) * 2)  # attention in the middle alone
     config = compose(f"+method=[{name}]")[name]
     plain = draw(pipe)
     with hydra.utils.instantiate(config)(pipe, calls=calls) as report:

@@ -1,4 +1,4 @@
-"""A worker of a search, as a program: `searching.py FOLDER N SAMPLER PAUSE [STORAGE]`.
+"""A worker of a search, for a process of its own.
 
 It says in FOLDER/ready that it is there, and begins when there is a FOLDER/go. Each point that is
 scored is appended to FOLDER/scored.
@@ -6,7 +6,6 @@ scored is appended to FOLDER/scored.
 
 import os
 import random
-import sys
 import time
 from pathlib import Path
 
@@ -48,7 +47,9 @@ def objectives(point: dict) -> list[float]:
     return [error, float(point["steps"])]
 
 
-def main(folder: Path, n: int, sampler: str, pause: float, storage: str | None) -> None:
+def work(folder: Path, n: int, sampler: str, pause: float) -> None:
+    random.seed()  # so that workers pause in different places
+
     def score(point: dict, remark) -> list[float]:
         time.sleep(pause * random.random())
         with open(folder / "scored", "a") as file:
@@ -56,14 +57,9 @@ def main(folder: Path, n: int, sampler: str, pause: float, storage: str | None) 
         time.sleep(pause * random.random())
         return objectives(point)
 
-    study = search(folder, sampler, storage)
+    study = search(folder, sampler)
     with open(folder / "ready", "a") as file:
         file.write(f"{os.getpid()}\n")
     while not (folder / "go").exists():
         time.sleep(0.01)
     study.run(n, score)
-
-
-if __name__ == "__main__":
-    _, folder, n, sampler, pause, *storage = sys.argv
-    main(Path(folder), int(n), sampler, float(pause), *(storage or [None]))

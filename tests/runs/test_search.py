@@ -1,37 +1,33 @@
 """Searches by real processes, some of them killed."""
 
 import random
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("optuna")
 
-from searching import objectives, search
+from searching import objectives, search, work
 
 from edgegen.runs.locks import is_held
 from edgegen.runs.samplers import SAMPLERS
 from edgegen.runs.search import Failed, Search
+from processes import fork
 
-WORKER = Path(__file__).with_name("searching.py")
 
-
-def start(folder: Path, n: int, sampler: str = "tpe", pause: float = 0.0, *storage: str):
+def start(folder: Path, n: int, sampler: str = "tpe", pause: float = 0.0) -> BaseProcess:
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, str(WORKER), str(folder), str(n), sampler, str(pause), *storage]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    return fork(work, folder, n, sampler, pause)
 
 
-def go(folder: Path, workers: list[subprocess.Popen]) -> None:
+def go(folder: Path, workers: list[BaseProcess]) -> None:
     """Let workers begin, all at once, whenever they came."""
     while len(lines(folder / "ready")) < len(workers):
-        assert all(worker.poll() is None for worker in workers)
+        assert all(worker.is_alive() for worker in workers)
         time.sleep(0.02)
     (folder / "go").touch()
 
@@ -40,9 +36,9 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def done(worker: subprocess.Popen) -> None:
-    _, errors = worker.communicate(timeout=180)
-    assert worker.returncode == 0, errors
+def done(worker: BaseProcess) -> None:
+    worker.join(180)
+    assert worker.exitcode == 0
 
 
 def scored(folder: Path) -> list[str]:
@@ -94,11 +90,11 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(tmp_path):
     for _ in range(3):
         before = len(scored(folder))
         worker = start(folder, n, "tpe", 0.3)
-        while len(scored(folder)) == before and worker.poll() is None:
+        while len(scored(folder)) == before and worker.is_alive():
             time.sleep(0.02)
         time.sleep(seed.random() * 0.8)
-        worker.send_signal(signal.SIGKILL)
-        worker.wait()
+        worker.kill()
+        worker.join()
     assert len(scored(folder)) < n, "killed too late to show anything"
     done(start(folder, n, "tpe", 0.0))
     assert trials(search(folder)) == whole
@@ -110,8 +106,8 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(tmp_path):
 
 @pytest.mark.slow
 def test_three_workers_one_of_them_killed(tmp_path):
-    n, folder = 20, tmp_path / "shared"
-    workers = [start(folder, n, "random", 0.3) for _ in range(3)]
+    n, folder = 12, tmp_path / "shared"
+    workers = [start(folder, n, "random", 0.2) for _ in range(3)]
     go(folder, workers)
     while len({line.partition(" ")[0] for line in lines(folder / "scored")}) < 3:
         time.sleep(0.02)
@@ -119,7 +115,7 @@ def test_three_workers_one_of_them_killed(tmp_path):
     victim.kill()
     for worker in workers:
         if worker is victim:
-            worker.wait()
+            worker.join()
         else:
             done(worker)
     found = trials(search(folder, "random"))

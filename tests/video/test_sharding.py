@@ -4,62 +4,52 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-from edgegen.video.sharding import Shard, shard
-
-# One process alone, then two forked from the same one, for both schedules.
-DRIVER = """
-import json, os, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-folder = Path(sys.argv[2])
-import torch
 import torch.distributed as dist
-torch.set_num_threads(1)
 from video_models import MadeClip, make_pipe
+
 from edgegen.video import VideoEditor
+from edgegen.video.sharding import Shard, shard
+from processes import call
 
-pipe = make_pipe(folder)
 
-def child(name, schedule, rank=None):
-    pid = os.fork()
-    if pid:
-        return pid
-    status, work = 1, []
-    try:
-        if rank is not None:
-            store = f"file://{folder / schedule}.store"
-            dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-        editor = VideoEditor(pipe, {"scenes": 2}, schedule=schedule, chunk=2)
-        made = editor.edit(
-            MadeClip(13), folder / name, "make it red", steps=3,
-            progress=lambda frames, total: work.append((frames, total)),
-        )
-        assert made.processes == (1 if rank is None else 2)
-        told = {"done": sum(frames for frames, _ in work), "total": work[-1][1]}
-        (folder / f"{schedule}{rank}.json").write_text(json.dumps(told))
-        status = 0
-    finally:
-        os._exit(status)
+def edit_alone_and_by_two(folder: Path) -> None:
+    """One process alone, then two forked from the same one, for both schedules."""
+    pipe = make_pipe(folder)
 
-for schedule in ("frames", "steps"):
-    alone = child(f"one-{schedule}.mkv", schedule)
-    assert os.waitpid(alone, 0)[1] == 0
-    both = [child(f"two-{schedule}.mkv", schedule, rank) for rank in (0, 1)]
-    assert [os.waitpid(pid, 0)[1] for pid in both] == [0, 0]
-"""
+    def child(name: str, schedule: str, rank: int | None = None) -> int:
+        pid = os.fork()
+        if pid:
+            return pid
+        status, work = 1, []
+        try:
+            if rank is not None:
+                store = f"file://{folder / schedule}.store"
+                dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+            editor = VideoEditor(pipe, {"scenes": 2}, schedule=schedule, chunk=2)
+            made = editor.edit(
+                *(MadeClip(13), folder / name, "make it red"),
+                steps=3,
+                progress=lambda frames, total: work.append((frames, total)),
+            )
+            assert made.processes == (1 if rank is None else 2)
+            told = {"done": sum(frames for frames, _ in work), "total": work[-1][1]}
+            (folder / f"{schedule}{rank}.json").write_text(json.dumps(told))
+            status = 0
+        finally:
+            os._exit(status)
+
+    for schedule in ("frames", "steps"):
+        alone = child(f"one-{schedule}.mkv", schedule)
+        assert os.waitpid(alone, 0)[1] == 0
+        both = [child(f"two-{schedule}.mkv", schedule, rank) for rank in (0, 1)]
+        assert [os.waitpid(pid, 0)[1] for pid in both] == [0, 0]
 
 
 def test_two_processes_give_the_file_of_one(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    call(edit_alone_and_by_two, tmp_path, log=tmp_path / "log")
     for schedule in ("frames", "steps"):
         one, two = (tmp_path / f"{each}-{schedule}.mkv" for each in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()
