@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 from edgegen.runs.finished import from_csv
 from edgegen.runs.pictures import grid, picture_name, read_settings, write_png
 
@@ -21,7 +23,7 @@ ROWS = {
     "8 deepcache 2 b2": "DeepCache, interval 2",
     "8 fewer 5": "5 steps",
 }
-COLUMNS = 8
+COLUMNS = 7
 
 
 def main(folder: Path) -> None:
@@ -37,7 +39,8 @@ def main(folder: Path) -> None:
             gflops = 1000 * row["cost/tflops_conv_linear"]
             first = f"{label}: {gflops:.2f} GFLOPs"
             cells.append((file, first if number == 0 else str(made.get("prompt", ""))))
-    write_png(HERE / "pictures.png", grid(cells, COLUMNS), {})
+    sheet = grid(cells, COLUMNS).quantize(256, Image.Quantize.MAXCOVERAGE)
+    write_png(HERE / "pictures.png", sheet, {})
     print(HERE / "pictures.png")
 
 
