@@ -133,7 +133,13 @@ def test_peers_are_timed_under_the_names_of_their_rows() -> None:
     }
     labels = {row["row"]: code._label(row) for row in rows if row["stage"] == "methods"}
     untimed = {name for name, label in labels.items() if label not in timed}
-    assert untimed == {"8 ours learned 1", "8 ours learned gated", "4 ours learned 1"}
+    assert untimed == {
+        "8 ours learned 1",
+        "8 ours learned gated",
+        "8 ours learned schedule",
+        "8 ours schedule of 3",
+        "4 ours learned 1",
+    }
     # Each is what its name says: 8 or 4 steps, or as many as the "fewer" ones name.
     for row in (row for row in rows if row["stage"] == "methods"):
         name = row["row"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from edgegen.runs.finished import from_csv
 from edgegen.runs.heatmap import HeatMap, heatmap_figure
 from edgegen.runs.tables import Score, score_text
 
@@ -26,8 +26,7 @@ def derived(rows: Rows, cells: Path) -> Rows:
             file = cells / str(row["cell"]) / name
             if not file.is_file():  # a fresh clone keeps what is committed
                 return rows
-            with open(file, encoding="utf-8", newline="") as lines:
-                made = [dict(each) for each in csv.DictReader(lines)]
+            made = from_csv(file.read_text(encoding="utf-8"))
             found += [
                 {"stage": stage, **each, "cell": row["cell"], "code": row["code"]} for each in made
             ]
