@@ -70,8 +70,10 @@ def write_clip(
         ValueError: a container or codec that PyAV does not write, or that cannot hold the sound.
         OSError: no space left, and the like.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # Always the same name: what a killed process left is written over.
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove(temporary)
     try:
         if is_folder(path):
             _write_folder(temporary, pictures)
@@ -81,10 +83,14 @@ def write_clip(
             _write_file(temporary, pictures, timing, aspect, audio, audio_end, codec)
         os.replace(temporary, path)
     except BaseException:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def _write_folder(folder: Path, pictures: Iterable[np.ndarray]) -> None:

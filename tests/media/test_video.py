@@ -96,6 +96,12 @@ def test_lossless_codecs_keep_every_pixel(
     assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
+def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / ".a.part.mkv").write_bytes(b"half a file")
+    write_clip(tmp_path / "a.mkv", pictures(len(TIMES)), timing())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mkv"]
+
+
 @pytest.mark.parametrize("base", [Fraction(1, 1000), Fraction(1, 90000), Fraction(1, 15360)])
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.webm", "a.webp", "a.gif"])
 def test_uneven_times_are_kept(tmp_path: Path, name: str, base: Fraction) -> None:
