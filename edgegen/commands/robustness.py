@@ -142,23 +142,12 @@ def _levels(
 
 
 def _cost_map(points: Sequence[OperatingPoint], error: str) -> HeatMap:
-    steps = sorted({point.steps for point in points})
-    clocks = sorted({point.clock for point in points})
-    values = [[math.nan] * len(clocks) for _ in steps]
-    marked = set()
-    for point in points:
-        place = steps.index(point.steps), clocks.index(point.clock)
-        values[place[0]][place[1]] = point.cost[error].value
-        if point.measurable(error):
-            marked.add(place)
-    return HeatMap(
+    return HeatMap.of(
         f"{error}: cost of reuse",
-        values,
-        [str(step) for step in steps],
-        [str(clock) for clock in clocks],
+        {(point.steps, point.clock): point.cost[error].value for point in points},
         "steps",
         "clock",
-        frozenset(marked),
+        [(point.steps, point.clock) for point in points if point.measurable(error)],
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,18 +28,37 @@ class HeatMap:
     column_name: str
     marked: frozenset[tuple[int, int]] = frozenset()
 
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        values: Mapping[tuple[int, int], float],
+        row_name: str,
+        column_name: str,
+        marked: Collection[tuple[int, int]] = (),
+    ) -> HeatMap:
+        """From numbers by (row, column), both in rising order; `marked` are such pairs too."""
+        rows, columns = (sorted({place[axis] for place in values}) for axis in (0, 1))
+        return cls(
+            title,
+            [[values.get((row, column), math.nan) for column in columns] for row in rows],
+            [str(row) for row in rows],
+            [str(column) for column in columns],
+            row_name,
+            column_name,
+            frozenset((rows.index(row), columns.index(column)) for row, column in marked),
+        )
+
 
 def heatmap_figure(maps: Sequence[HeatMap]) -> Figure:
     """The tables side by side, each with a scale of its own and its numbers in the fields."""
     # The object interface: no global state, and no window system is looked for.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     widths = [max(3.0, 0.62 * len(table.columns) + 1.4) for table in maps]
     height = max(2.6, 0.5 * max(len(table.rows) for table in maps) + 1.5)
     figure = Figure(figsize=(sum(widths), height), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(maps), squeeze=False, width_ratios=widths)[0]
     for axis, table in zip(axes, maps, strict=True):
         known = [v for row in table.values for v in row if math.isfinite(v)]

@@ -102,27 +102,11 @@ def figures(rows: Rows) -> dict[str, Figure]:
         HeatMap(title, values_of(levels, steps, name), names, [str(s) for s in steps], "", "step")
         for name, title in {**titles, "move": "move of features"}.items()
     ]
-    counts, clocks = (sorted({int(row[key]) for row in points}) for key in ("steps", "clock"))
     for error in ERRORS:
-        own = [row for row in points if row["error"] == error]
-        cost = [[math.nan] * len(clocks) for _ in counts]
-        marked = set()
-        for row in own:
-            place = counts.index(int(row["steps"])), clocks.index(int(row["clock"]))
-            cost[place[0]][place[1]] = float(row["cost"])
-            if row["measurable"]:
-                marked.add(place)
-        maps.append(
-            HeatMap(
-                f"{error}: cost of reuse",
-                cost,
-                [str(each) for each in counts],
-                [str(each) for each in clocks],
-                "steps",
-                "clock",
-                frozenset(marked),
-            )
-        )
+        own = {(row["steps"], row["clock"]): row for row in points if row["error"] == error}
+        cost = {place: row["cost"] for place, row in own.items()}
+        marked = [place for place, row in own.items() if row["measurable"]]
+        maps.append(HeatMap.of(f"{error}: cost of reuse", cost, "steps", "clock", marked))
     return {"premise.png": heatmap_figure(maps)}
 
 

@@ -27,6 +27,7 @@ from edgegen.pipelines.example_inputs import run_unet
 from edgegen.pipelines.run_cost import latent_size
 from edgegen.runs.experiment import table_code
 from edgegen.runs.finished import from_csv, to_csv
+from edgegen.runs.pareto import write_figure
 
 HERE = Path(__file__).parent
 LLAMA_2_7B: Mapping[str, Any] = {
@@ -155,7 +156,7 @@ def main() -> None:
     (HERE / "results.csv").write_text(text, encoding="utf-8")
     (HERE / "table.md").write_text(code.table(results), encoding="utf-8")
     for name, figure in code.figures(results).items():
-        figure.savefig(HERE / name, dpi=110, metadata={"Software": None})
+        write_figure(HERE / name, figure)
     print((HERE / "table.md").read_text(encoding="utf-8"))
 
 
