@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import os
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -111,7 +112,8 @@ def truths(
         prompts, seeds: one seed a prompt. A seed names the noise, whatever it stands for to
             `sample`.
         cache: folder of the kept pictures; None keeps none. Each is a PNG that appears whole, so a
-            killed run goes on where it was; a damaged one is made anew.
+            killed run goes on where it was; a damaged one is made anew. Processes that share the
+            folder take batches in an order of their own and pass over what another has made.
 
     Raises ValueError where counts differ, or `sample` gives other pictures than `settings` say.
     """
@@ -127,8 +129,15 @@ def truths(
     if folder is not None and missing:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "settings.json", _json(asdict(settings)).encode())
-    for start in tqdm(range(0, len(missing), batch), desc="truths", disable=not missing):
-        places = missing[start : start + batch]
+    batches = [missing[start : start + batch] for start in range(0, len(missing), batch)]
+    if folder is not None:  # processes that need the same ones then share the work
+        random.Random(os.getpid()).shuffle(batches)
+    for group in tqdm(batches, desc="truths", disable=not missing):
+        for place in group:
+            found[place] = _read(paths[place], size)
+        places = [place for place in group if found[place] is None]
+        if not places:
+            continue
         filled = places + places[-1:] * (batch - len(places))
         chosen = [prompts[i] for i in filled], [seeds[i] for i in filled]
         pictures = sample(*chosen, settings.steps)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,12 +154,26 @@ def test_batches_have_one_size_and_the_cache_answers_again(tmp_path: Path) -> No
 
 
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
+    killed = Sampler(fail_after=1)
     with pytest.raises(KeyboardInterrupt):
-        truths(Sampler(fail_after=1), SETTINGS, PROMPTS, SEEDS, tmp_path, batch=3)
+        truths(killed, SETTINGS, PROMPTS, SEEDS, tmp_path, batch=3)
     sampler = Sampler()
     found = truths(sampler, SETTINGS, PROMPTS, SEEDS, tmp_path, batch=3)
     np.testing.assert_array_equal(found, KNOWN)
-    assert sampler.calls == [PROMPTS[3:6], PROMPTS[6:] * 3]
+    batches = [PROMPTS[:3], PROMPTS[3:6], PROMPTS[6:] * 3]
+    assert sorted(killed.calls + sampler.calls) == batches
+
+
+def test_what_another_process_has_made_meanwhile_is_not_made_again(tmp_path: Path) -> None:
+    class Slow(Sampler):
+        def __call__(self, *args: Any) -> list[Image.Image]:
+            truths(Sampler(), SETTINGS, PROMPTS, SEEDS, tmp_path, batch=3)
+            return super().__call__(*args)
+
+    sampler = Slow()
+    found = truths(sampler, SETTINGS, PROMPTS, SEEDS, tmp_path, batch=3)
+    np.testing.assert_array_equal(found, KNOWN)
+    assert len(sampler.calls) == 1
 
 
 def test_damaged_pictures_are_made_anew(tmp_path: Path) -> None:
