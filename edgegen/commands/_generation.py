@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..api import Method
 from ..pipelines.fingerprint import WEIGHT_ENDINGS
+from ..pipelines.schedulers import scheduler_config
 from ..runs.environment import code_version, sha256
 from ..runs.generation import GenerationCost
 from ..runs.identity import input_files
@@ -133,7 +134,7 @@ def sampling_settings(
         "model": str(cfg.model.source),
         "model_sha256": digest([sha256(file) for file in model_files(pipe)]),
         "scheduler": type(pipe.scheduler).__name__,
-        "scheduler_config": digest(_public(pipe.scheduler.config)),
+        "scheduler_config": digest(scheduler_config(pipe.scheduler)),
         "steps": steps,
         "guidance": guidance,
         "negative_prompt": read_text(cfg, "negative_prompt"),
@@ -181,11 +182,6 @@ def model_files(pipe: DiffusionPipeline) -> list[Path]:
         return [path]
     endings = (*WEIGHT_ENDINGS, ".json", ".txt")
     return sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in endings)
-
-
-def _public(config: Mapping[str, Any]) -> dict[str, Any]:
-    # Keys with an underscore are diffusers' own notes, in no fixed order.
-    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def digest(content: Any) -> str:

@@ -32,6 +32,14 @@ def scheduler_names() -> list[str]:
     return sorted(names)
 
 
+def scheduler_config(scheduler: SchedulerMixin) -> dict[str, Any]:
+    """All that tells how a scheduler samples, without diffusers' own notes.
+
+    Those (keys with an underscore) depend on which scheduler it was made from, in no fixed order.
+    """
+    return {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+
+
 def make_scheduler(
     scheduler: str | SchedulerMixin | None,
     current: SchedulerMixin,

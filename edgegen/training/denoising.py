@@ -42,7 +42,7 @@ class DenoisingModule(lightning.LightningModule):
 
     Args:
         unet: what is trained, a UNet2DConditionModel.
-        clip: its text half conditions the UNet and stays as it is; or that half alone.
+        clip: its text half conditions the UNet; or that half alone.
         scheduler: gives ᾱ and the prediction type.
         optimizer: keyword arguments of `optimization.optimizer_and_schedule`.
         ema_decay: of the averaged weights, which are what is exported and sampled from; null
@@ -50,6 +50,7 @@ class DenoisingModule(lightning.LightningModule):
         gamma: of Min-SNR; null weighs all steps alike.
         shift: of the timesteps drawn, see `losses.diffusion.shift_time`; 1 draws all alike.
         compile: run the UNet through torch.compile.
+        text_lr: learning rate of the text encoder, by AdamW without decay; null leaves it as it is.
         eager_attention: plain matrix products while training; on CPUs the fused kernel's backward
             pass is slower than theirs at these sizes.
         seed: of noise and timesteps.
@@ -67,6 +68,7 @@ class DenoisingModule(lightning.LightningModule):
         gamma: float | None = 5.0,
         shift: float = 1.0,
         compile: bool = False,
+        text_lr: float | None = None,
         eager_attention: bool = False,
         seed: int = 0,
     ) -> None:
@@ -76,18 +78,22 @@ class DenoisingModule(lightning.LightningModule):
         self.unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if eager_attention:
             self.unet.set_attn_processor(AttnProcessor())
-        self.text_encoder = text_encoder_of(clip)
+        self.text_encoder = text_encoder_of(clip).requires_grad_(text_lr is not None)
         self.scheduler, self.optimizer_options = scheduler, optimizer
-        self.gamma, self.shift, self.seed = gamma, shift, seed
+        self.gamma, self.shift, self.seed, self.text_lr = gamma, shift, seed, text_lr
         self.ema: EMAModel | None = None
         if ema_decay is not None:
-            self.ema = EMAModel(self.unet.parameters(), decay=ema_decay, foreach=True)
+            self.ema = EMAModel(self._trained(), decay=ema_decay, foreach=True)
         self.register_buffer("alpha_bar", scheduler.alphas_cumprod.clone(), persistent=False)
         # In a tuple, so that the compiled twin is no second submodule with the same weights.
         self._forward = (torch.compile(self.unet) if compile else self.unet,)
 
     def check_sharding(self) -> None:
         """Say in a line why the weights cannot be split over processes, if they cannot."""
+        if self.text_lr is not None:
+            raise ValueError(
+                "only the UNet can be sharded: set module.text_lr=null or use trainer=ddp"
+            )
         if self.ema is not None:
             raise ValueError(
                 "sharded weights are not averaged: set module.ema_decay=null or use trainer=ddp"
@@ -105,6 +111,10 @@ class DenoisingModule(lightning.LightningModule):
         for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks, unet):
             if block is not None:
                 fully_shard(block, mesh=self.device_mesh)
+
+    def _trained(self) -> list[nn.Parameter]:
+        text = [] if self.text_lr is None else list(self.text_encoder.parameters())
+        return [*self.unet.parameters(), *text]
 
     def noise(self, latents: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Noise and stratified timesteps, functions of the seed and the batch's place alone."""
@@ -124,8 +134,7 @@ class DenoisingModule(lightning.LightningModule):
 
         `beside` are (B, …, h, w) that the UNet sees with the noisy latents, as more channels.
         """
-        with torch.no_grad():
-            text = self.text_encoder(tokens)[0]
+        text = self.text_encoder(tokens)[0]
         noise, timesteps = self.noise(latents, batch_idx)
         alpha_bar = self.alpha_bar[timesteps]
         seen = torch.cat([diffuse(latents, noise, alpha_bar), *beside], 1)
@@ -141,7 +150,7 @@ class DenoisingModule(lightning.LightningModule):
         # after batches whose gradient is only accumulated.
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
-            self.ema.step(self.unet.parameters())
+            self.ema.step(self._trained())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.ema is not None:
@@ -160,35 +169,38 @@ class DenoisingModule(lightning.LightningModule):
 
     def on_fit_end(self) -> None:
         if isinstance(self.unet, FSDPModule):
-            self.unet = self.averaged_unet()
+            self.unet = self.averaged()[0]
 
-    def averaged_unet(self) -> nn.Module:
-        """A copy of the UNet that holds the averaged weights.
+    def averaged(self) -> tuple[nn.Module, CLIPTextModel]:
+        """Copies of the UNet and of the text encoder that hold the averaged weights.
 
         Where the weights are sharded, every process must ask for it; the first gets them.
         """
+        text = copy.deepcopy(self.text_encoder).float().cpu().requires_grad_(False)
         sharded: Any = self.unet
         if isinstance(sharded, FSDPModule):
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             state = get_model_state_dict(self.unet, options=options)
             whole: nn.Module = UNet2DConditionModel.from_config(dict(self.unet.config))  # type: ignore[arg-type]
             whole.load_state_dict(state or whole.state_dict())
-            return whole.eval()
+            return whole.eval(), text
         unet = copy.deepcopy(self.unet).float().cpu().eval()
         if self.ema is not None:
-            self.ema.copy_to(unet.parameters())
-        return unet.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            more = () if self.text_lr is None else text.parameters()
+            self.ema.copy_to([*unet.parameters(), *more])
+        return unet.to(memory_format=torch.contiguous_format), text  # type: ignore[call-overload]
 
     kind: type[DiffusionPipeline] = StableDiffusionPipeline
     """The pipeline that the parts make together."""
 
     def pipeline(self, data: Any) -> DiffusionPipeline:
         """Everything together as diffusers knows it, with averaged weights."""
+        unet, text = self.averaged()
         return self.kind(
             vae=data.vae,
-            text_encoder=copy.deepcopy(self.text_encoder).float().cpu(),
+            text_encoder=text,
             tokenizer=data.tokenizer,
-            unet=self.averaged_unet(),
+            unet=unet,
             scheduler=DPMSolverMultistepScheduler.from_config(self.scheduler.config),
             safety_checker=None,
             feature_extractor=None,
@@ -200,4 +212,7 @@ class DenoisingModule(lightning.LightningModule):
         save_embedded(self.pipeline(data), folder)
 
     def configure_optimizers(self) -> Any:
-        return optimizer_and_schedule(self.unet.parameters(), **self.optimizer_options)
+        slower = {}
+        if self.text_lr is not None:
+            slower = {"slower": self.text_encoder.parameters(), "slower_lr": self.text_lr}
+        return optimizer_and_schedule(self.unet.parameters(), **slower, **self.optimizer_options)

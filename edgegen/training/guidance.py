@@ -35,7 +35,7 @@ class GuidanceModule(DenoisingModule):
         options: further arguments of `DenoisingModule`.
 
     Raises:
-        ValueError: another scale, or a teacher that is guided already.
+        ValueError: another scale, a teacher that is guided already, or `text_lr`.
     """
 
     empty: Tensor
@@ -53,6 +53,8 @@ class GuidanceModule(DenoisingModule):
         **options: Any,
     ) -> None:
         low, high = _ends(scale)
+        if options.get("text_lr") is not None:
+            raise ValueError("module.text_lr: the teacher reads the same text; must be null")
         if teacher.config["time_cond_proj_dim"] is not None:  # type: ignore[index]
             raise ValueError("teacher: takes the guidance scale as an input, so it needs none")
         if low < high:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..api import load
 from ..pipelines.architectures import architecture, build
 from ..pipelines.load import DTYPES, OPTIONS
-from ..pipelines.schedulers import make_scheduler
+from ..pipelines.schedulers import make_scheduler, scheduler_config
 from ..reuse.adaptor import text_width
 from ..reuse.fingerprint import fingerprint
 from ..sampling.trajectories import Step, denoise
@@ -107,10 +107,9 @@ class Teacher:
         parts = [self.unet]
         if self.pipe is not None:
             parts.append(self.pipe.text_encoder)
-        config = {key: value for key, value in self.scheduler.config.items() if key[0] != "_"}
         return {
             "parts": [fingerprint(part) for part in parts],
-            "scheduler": [type(self.scheduler).__name__, config],
+            "scheduler": [type(self.scheduler).__name__, scheduler_config(self.scheduler)],
             "steps": self.steps,
             "guidance": self.guidance,
             "negative_prompt": self.negative_prompt,

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..media.clip_writing import check_output, write_clip
 from ..media.clips import Clip, VideoFile, open_clip
+from ..pipelines.schedulers import scheduler_config
 from ..sampling.generate import default_size
 from ..sampling.steps import step_clock
 from .anchors import Anchors, Scene, parse_anchors
@@ -164,6 +165,7 @@ class VideoEditor:
         with self._at_work(what) as denoiser, shard() as mine, torch.inference_mode():
             denoiser.bank.probe = probe
             schedule = self._choose(denoiser, scenes, canvas)
+            scheduler = denoiser.scheduler
             depends = {
                 **asdict(what),
                 "source": _fingerprint(clip),
@@ -174,7 +176,10 @@ class VideoEditor:
                 "own": self.own,
                 "chunk": self.chunk,
                 "model": _weights(self.pipe),
-                "scheduler": [type(denoiser.scheduler).__name__, dict(denoiser.scheduler.config)],
+                "scheduler": [
+                    type(denoiser.scheduler).__name__,
+                    scheduler_config(denoiser.scheduler),
+                ],
                 "settings": dict(settings or {}),
                 "processes": mine.count if schedule == "steps" else 1,
             }

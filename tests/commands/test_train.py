@@ -287,6 +287,7 @@ def test_sharded_training_is_that_of_whole_copies(typed: dict[str, list[str]]) -
         ("clip", [], "ContrastiveModule cannot be sharded: use trainer=ddp"),
         ("unet", [], "sharded weights are not averaged: set module.ema_decay=null"),
         ("unet", ["module.ema_decay=null"], "Muon needs whole matrices"),
+        ("unet", ["+module.text_lr=1e-3"], "only the UNet can be sharded"),
     ],
 )
 def test_what_cannot_be_sharded(

@@ -169,16 +169,22 @@ def test_shifted_timesteps_are_the_noise_of_another_resolution(clip_folder: Path
         tiny_module(clip_folder, shift=0)
 
 
-def test_weights_and_average_against_a_plain_loop(clip_folder: Path, tmp_path: Path) -> None:
-    module = tiny_module(clip_folder, ema_decay=0.9)
+@pytest.mark.parametrize("text_lr", [None, 1e-3])
+def test_weights_and_average_against_a_plain_loop(
+    clip_folder: Path, tmp_path: Path, text_lr: float | None
+) -> None:
+    module = tiny_module(clip_folder, ema_decay=0.9, text_lr=text_lr)
     fit(module, tmp_path, gradient_clip_val=1.0)
 
-    plain = tiny_module(clip_folder)
-    unet = plain.unet.train()
-    averaged = {name: p.detach().clone() for name, p in unet.named_parameters()}
+    plain = tiny_module(clip_folder, text_lr=text_lr)
+    unet, encoder = plain.unet.train(), plain.text_encoder
+    both = torch.nn.ModuleDict({"unet": unet, "text": encoder})
+    averaged = {name: p.detach().clone() for name, p in both.named_parameters()}
     decayed = [p for p in unet.parameters() if p.ndim > 1]
     rest = [p for p in unet.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0}]
+    if text_lr is not None:
+        groups.append({"params": encoder.parameters(), "weight_decay": 0, "lr": text_lr})
     optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.99))
     scheduler = plain.scheduler
     for step, (latents, tokens) in enumerate(BATCHES[:3]):
@@ -187,8 +193,7 @@ def test_weights_and_average_against_a_plain_loop(clip_folder: Path, tmp_path: P
         uniform = (torch.tensor([0.0, 0.5]) + torch.rand(1, generator=generator)) % 1
         timesteps = (uniform * 1000).long()
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        with torch.no_grad():
-            text = plain.text_encoder(tokens)[0]
+        text = encoder(tokens)[0]
         output = unet(noisy.contiguous(memory_format=torch.channels_last), timesteps, text).sample
         target = scheduler.get_velocity(latents, noise, timesteps)
         alpha = scheduler.alphas_cumprod[timesteps]
@@ -197,20 +202,25 @@ def test_weights_and_average_against_a_plain_loop(clip_folder: Path, tmp_path: P
         loss = (weight * (output - target).square().mean((1, 2, 3))).mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
         # diffusers warms the decay up: min(decay, (1 + n) / (10 + n)) at update n + 1.
         decay = 0 if step == 0 else min(0.9, (1 + step) / (10 + step))
-        for name, p in unet.named_parameters():
+        for name, p in both.named_parameters():
             averaged[name] = decay * averaged[name] + (1 - decay) * p.detach()
-    for name, p in module.unet.named_parameters():
-        torch.testing.assert_close(p, unet.get_parameter(name), rtol=1e-3, atol=2e-4, msg=name)
-    got = dict(module.averaged_unet().named_parameters())
+    trained = torch.nn.ModuleDict({"unet": module.unet, "text": module.text_encoder})
+    for name, p in trained.named_parameters():
+        torch.testing.assert_close(p, both.get_parameter(name), rtol=1e-3, atol=2e-4, msg=name)
+    copies = torch.nn.ModuleDict(zip(("unet", "text"), module.averaged(), strict=True))
+    got = dict(copies.named_parameters())
     for name, wanted in averaged.items():
         torch.testing.assert_close(got[name], wanted, rtol=1e-3, atol=2e-4, msg=name)
     # What is sampled from is the average, not the last weights.
-    name = "conv_in.weight"
-    assert not torch.allclose(got[name], module.unet.get_parameter(name), atol=2e-4)
+    name = "unet.conv_in.weight"
+    assert not torch.allclose(got[name], trained.get_parameter(name), atol=2e-4)
+    start, end = (m.text_encoder.state_dict() for m in (tiny_module(clip_folder), module))
+    moved = max(float((start[key] - end[key]).abs().max()) for key in start)
+    assert moved == 0 if text_lr is None else 1e-3 < moved < 1e-2
 
 
 def test_the_text_encoder_stays_as_it_is(clip_folder: Path, tmp_path: Path) -> None:
@@ -235,7 +245,7 @@ def test_without_an_average_the_last_weights_are_exported(
     module = tiny_module(clip_folder, ema_decay=None)
     fit(module, tmp_path)
     assert module.ema is None
-    for key, value in module.averaged_unet().state_dict().items():
+    for key, value in module.averaged()[0].state_dict().items():
         assert torch.equal(value, module.unet.state_dict()[key])
 
 
@@ -250,7 +260,7 @@ def test_exported_pipeline_draws_with_averaged_weights(
     data = Data(vae_folder, clip_folder)
     module.export(tmp_path / "model", data)
     loaded = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
-    averaged = module.averaged_unet().state_dict()
+    averaged = module.averaged()[0].state_dict()
     for key, value in loaded.unet.state_dict().items():
         torch.testing.assert_close(value, averaged[key].half().float(), rtol=0, atol=0)
     assert loaded.scheduler.config.prediction_type == "v_prediction"

@@ -156,7 +156,7 @@ def test_a_range_of_scales_becomes_an_input(make: Any) -> None:
     assert 2 <= scales.min() < 2.5
     assert 7.5 < scales.max() <= 8
     # diffusers' pipeline then evaluates one branch, at the scale that it is given.
-    unet = module.averaged_unet()
+    unet = module.averaged()[0]
     seen: list[Any] = []
 
     def watch(_: Any, args: Any, kwargs: Any) -> None:
@@ -193,3 +193,8 @@ def test_a_range_of_scales_becomes_an_input(make: Any) -> None:
 def test_scales_that_are_none(make: Any, scale: Any) -> None:
     with pytest.raises(ValueError, match="scale="):
         make(scale)
+
+
+def test_text_is_not_trained(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"module\.text_lr"):
+        make(3.0, text_lr=1e-3)

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from ...pipelines.schedulers import make_scheduler
+from ...pipelines.schedulers import make_scheduler, scheduler_config
 from ...sampling.generate import sample as sample_pipeline
 
 STEPS = 100
@@ -179,7 +179,7 @@ def pipeline_truths(
     scheduler = truth_scheduler(pipe.scheduler)
     settings = TruthSettings(
         pipeline_digest(pipe),
-        {"class": type(scheduler).__name__, **scheduler.config},
+        {"class": type(scheduler).__name__, **scheduler_config(scheduler)},
         guidance,
         height,
         width,

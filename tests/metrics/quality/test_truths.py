@@ -29,6 +29,7 @@ from edgegen.metrics.quality.truths import (
     truth_scheduler,
     truths,
 )
+from edgegen.pipelines.schedulers import make_scheduler
 from edgegen.sampling.generate import sample as sample_pipeline
 
 DDIM = DDIMScheduler(
@@ -281,6 +282,22 @@ def test_pipelines_keep_their_scheduler(pipe: StableDiffusionPipeline, tmp_path:
     known = sample_pipeline(pipe, ["ab", "cd"], [(0, 0), (0, 1)], **options)
     np.testing.assert_array_equal(found, np.stack([np.asarray(image) for image in known]))
     assert found.std() > 1
+
+
+@torch.no_grad()
+def test_all_samplers_are_compared_with_the_same_truths(
+    pipe: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    options: Any = {"guidance": 2.0, "height": 16, "width": 16, "steps": 2, "cache": tmp_path}
+    found = []
+    # diffusers notes which values of a new scheduler the old one's configuration did not give.
+    given = {k: v for k, v in DPMSolverMultistepScheduler().config.items() if k[0] != "_"}
+    own = DPMSolverMultistepScheduler.from_config(given)
+    for name in ("DDIM", "PNDM", "EulerDiscrete", "UniPCMultistep", "DPMSolverMultistep"):
+        pipe.scheduler = make_scheduler(name, own)
+        found.append(pipeline_truths(pipe, ["a"], [(0, 0)], **options))
+    assert len(list(tmp_path.iterdir())) == 1
+    assert all(np.array_equal(each, found[0]) for each in found)
 
 
 def test_a_stale_cache_is_not_used(pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
