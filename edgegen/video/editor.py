@@ -176,10 +176,7 @@ class VideoEditor:
                 "own": self.own,
                 "chunk": self.chunk,
                 "model": _weights(self.pipe),
-                "scheduler": [
-                    type(denoiser.scheduler).__name__,
-                    scheduler_config(denoiser.scheduler),
-                ],
+                "scheduler": [type(scheduler).__name__, scheduler_config(scheduler)],
                 "settings": dict(settings or {}),
                 "processes": mine.count if schedule == "steps" else 1,
             }
