@@ -60,7 +60,7 @@ def clockwork(
     Args:
         target: a diffusers pipeline; see `reuse`, also for what is raised.
         clock: N for one full pass every N steps; `{full: [1, 3]}`, `{reuse: [5, 6]}` (counted
-            from 1), `{early: N}`, `{late: N}`, `{ends: N}`, `{drift: threshold}`.
+            from 1), `{early: N}`, `{late: N}`, `{ends: N}`, `{span: N}`, `{drift: threshold}`.
         predictor: `identity`, `linear`, `quadratic`, `learned` (the embedded model's adaptor), a
             trained adaptor's path, or `resnet`, `light` (untrained).
         stage: the highest resolutions that always run, from 1.

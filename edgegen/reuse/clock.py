@@ -6,6 +6,7 @@ them from 0; the lists that users write count from 1, as the papers do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,9 +17,11 @@ _SPREADS = {
     "late": lambda u: 2 * u - u * u,
     "ends": lambda u: 3 * u * u - 2 * u * u * u,
 }
+_SPAN = "span"
 ALLOWED = (
     "a whole number N from 1 (one full pass every N steps), {full: [1, 3, …]}, "
-    "{reuse: [2, 4, …]}, {early: N}, {late: N}, {ends: N} or {drift: threshold}"
+    "{reuse: [2, 4, …]}, {early: N}, {late: N}, {ends: N}, {span: N} or "
+    "{drift: threshold}"
 )
 
 
@@ -91,16 +94,19 @@ class Reused:
 
 @dataclass(frozen=True)
 class Spread:
-    """As many full passes as clock `n` makes, but denser somewhere: `early`, `late` or both `ends`.
+    """As many full passes as clock `n` makes, but elsewhere.
 
-    The i-th of m full passes is step ⌊total · g(i/m)⌋, or the next one that is free.
+    Denser somewhere (`early`, `late` or both `ends`): the i-th of m full passes is step
+    ⌊total · g(i/m)⌋, or the next one that is free. Or evenly from the first step to the last
+    (`span`): the i-th, of 0 to m − 1, is the step nearest to i (total − 1) / (m − 1), the earlier
+    of two; one alone is the first step.
     """
 
     where: str
     n: int = 2
 
     def __post_init__(self) -> None:
-        if self.where not in _SPREADS:
+        if self.where not in (*_SPREADS, _SPAN):
             raise ValueError(f"clock '{self.where}': allowed are {ALLOWED}")
         _check_whole(f"clock {self.where}", self.n)
 
@@ -110,6 +116,9 @@ class Spread:
     def positions(self, total: int) -> list[int]:
         """Steps (from 0) of the full passes in a run of `total`, rising."""
         passes = -(-total // self.n)
+        if self.where == _SPAN:
+            gap = (total - 1) / max(passes - 1, 1)
+            return [math.ceil(i * gap - 0.5 - 1e-9) for i in range(passes)]
         found: list[int] = []
         for i in range(passes):
             wanted = int(total * _SPREADS[self.where](i / passes) + 1e-9)
@@ -152,7 +161,7 @@ def parse_clock(value: Any) -> Clock:
     Raises:
         ValueError: anything else.
     """
-    if isinstance(value, str) and value in _SPREADS:
+    if isinstance(value, str) and value in (*_SPREADS, _SPAN):
         return Spread(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return Every(value)
@@ -169,7 +178,7 @@ def _parse_mapping(value: dict[str, Any]) -> Clock:
         (name, setting), *_ = value.items()
         if name in ("full", "reuse"):
             return Full(setting) if name == "full" else Reused(setting)
-        if name in _SPREADS:
+        if name in (*_SPREADS, _SPAN):
             return Spread(name, setting)
         if name == "drift":
             return Drift(setting) if longest is None else Drift(setting, longest)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgegen.reuse.clock import Drift, Every, Full, Moment, Reused, Spread, parse_clock
@@ -28,13 +29,15 @@ def passes(clock: Any, total: int) -> list[int]:
         ("early", [1, 2, 3, 5]),
         ({"late": 2}, [1, 4, 7, 8]),
         ({"ends": 2}, [1, 2, 5, 7]),
+        ({"span": 2}, [1, 3, 6, 8]),
+        ({"span": 3}, [1, 4, 8]),
     ],
 )
 def test_full_passes_of_eight_steps(said: Any, expected: list[int]) -> None:
     assert passes(parse_clock(said), 8) == expected
 
 
-@pytest.mark.parametrize("where", ["early", "late", "ends"])
+@pytest.mark.parametrize("where", ["early", "late", "ends", "span"])
 def test_spreads_cost_what_the_plain_clock_costs(where: str) -> None:
     for total in range(1, 60):
         for n in range(1, 9):
@@ -49,6 +52,15 @@ def test_where_spreads_are_dense() -> None:
     half = {where: Spread(where, 5).positions(50) for where in ("early", "late", "ends")}
     assert sum(step < 25 for step in half["early"]) > 5 > sum(step < 25 for step in half["late"])
     assert sum(15 <= step < 35 for step in half["ends"]) < 4
+
+
+def test_a_span_is_even_from_the_first_step_to_the_last() -> None:
+    for total, n in [(8, 2), (9, 4), (25, 2), (25, 3), (50, 7), (4, 2)]:
+        found = Spread("span", n).positions(total)
+        wanted = np.linspace(0, total - 1, len(found))
+        steps = np.arange(total)
+        assert found == [int(np.abs(steps - place).argmin()) for place in wanted]
+        assert found[-1] == total - 1
 
 
 def test_drift() -> None:
