@@ -137,6 +137,8 @@ def test_peers_are_timed_under_the_names_of_their_rows() -> None:
         "8 ours learned 1",
         "8 ours learned gated",
         "8 ours learned schedule",
+        "8 ours linear schedule",
+        "8 ours learned span 1",
         "8 ours schedule of 3",
         "4 ours learned 1",
     }
