@@ -26,6 +26,7 @@ FACTORS = {
     "Clock": (
         *("default", "clock 3, identity", "clock 3", "clock 4, identity", "clock 4"),
         *("reuse 5 to 8, identity", "reuse 5 to 8", "reuse 3 to 6, identity", "reuse 3 to 6"),
+        *("span 2, identity", "span 2", "span 2, its own adaptor"),
     ),
     "Cut": (
         *("identity", "default", "stage 2, identity", "stage 2"),
@@ -69,6 +70,9 @@ EXPECTED = [
     ("default", "r_in and r_out"),
     ("default", "teacher's trajectories"),
     ("default", "linear"),
+    ("span 2, identity", "identity"),
+    ("span 2, its own adaptor", "span 2, identity"),
+    ("span 2, its own adaptor", "span 2"),
     ("4 steps", "4 steps, identity"),
     ("16 steps", "16 steps, identity"),
     ("25 steps", "25 steps, identity"),
@@ -111,7 +115,7 @@ def orderings(rows: Rows) -> str:
         beside = f"{published[0]:.2f} < {published[1]:.2f}" if published else "–"
         lines.append(f"| {better} | {worse} | {beside} | {score_text(score)} | {holds} |")
     note = "`default`: the ResNet adaptor at clock 2, stage 1, 8 steps of DPM-Solver++, trained on "
-    note += "unrolled trajectories with all inputs. In brackets: 95 % intervals over prompts."
+    note += "the model's own and then on unrolled trajectories, with all inputs. In brackets: 95 % intervals over prompts."
     return "\n".join([*lines, "", note, ""])
 
 
