@@ -115,7 +115,8 @@ def orderings(rows: Rows) -> str:
         beside = f"{published[0]:.2f} < {published[1]:.2f}" if published else "–"
         lines.append(f"| {better} | {worse} | {beside} | {score_text(score)} | {holds} |")
     note = "`default`: the ResNet adaptor at clock 2, stage 1, 8 steps of DPM-Solver++, trained on "
-    note += "the model's own and then on unrolled trajectories, with all inputs. In brackets: 95 % intervals over prompts."
+    note += "the model's own and then on unrolled trajectories, with all inputs. In "
+    note += "brackets: 95 % intervals over prompts."
     return "\n".join([*lines, "", note, ""])
 
 
