@@ -122,7 +122,7 @@ def draw_batch(
 
 def methods_of(cfg: DictConfig) -> dict[str, Method]:
     """The methods that `method=[…]` names, each a function of a pipeline; {} for none."""
-    return {name: instantiate(each) for name, each in _method_configs(cfg).items()}
+    return {name: instantiate(each) for name, each in method_configs(cfg).items()}
 
 
 def sampling_settings(
@@ -163,11 +163,11 @@ def method_settings(cfg: DictConfig) -> dict[str, Any]:
     """Each method's name and all its settings, as JSON can hold them."""
     return {
         name: OmegaConf.to_container(each, resolve=True)
-        for name, each in _method_configs(cfg).items()
+        for name, each in method_configs(cfg).items()
     }
 
 
-def _method_configs(cfg: DictConfig) -> dict[str, DictConfig]:
+def method_configs(cfg: DictConfig) -> dict[str, DictConfig]:
     found = {str(name): each for name, each in (cfg.get("method") or {}).items()}
     for name, each in found.items():
         if not isinstance(each, DictConfig) or "_target_" not in each:

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import edgegen
+from edgegen.commands.generate import main as generate
+from edgegen.commands.quantize import main
+from edgegen.quantization import is_quantized
+
+CALIBRATION = "calibration={prompts: [a fox], steps: 2}"
+
+
+@pytest.fixture(scope="module")
+def run(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The UNet in 4 bits, the autoencoder in 8."""
+    folder = tmp_path_factory.mktemp("quantize")
+    main(
+        [
+            f"model.source={tiny_pipeline_folder}",
+            "method=[w4a8,w8a8]",
+            f"method.w4a8.{CALIBRATION}",
+            f"method.w8a8.{CALIBRATION}",
+            "method.w8a8.parts=[vae]",
+            f"output_dir={folder}",
+        ]
+    )
+    return folder
+
+
+def pictures(model: Path, folder: Path, *more: str) -> np.ndarray:
+    generate([f"model.source={model}", "prompts=a dog", "steps=3", f"output_dir={folder}", *more])
+    return np.asarray(Image.open(folder / "images/000000.png"))
+
+
+def test_what_is_saved_draws_as_the_methods_do(
+    run: Path, tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    saved = pictures(run / "model", tmp_path / "saved")
+    methods = [
+        "method=[w4a8,w8a8]",
+        f"method.w4a8.{CALIBRATION}",
+        f"method.w8a8.{CALIBRATION}",
+        "method.w8a8.parts=[vae]",
+    ]
+    simulated = pictures(tiny_pipeline_folder, tmp_path / "simulated", *methods)
+    plain = pictures(tiny_pipeline_folder, tmp_path / "plain")
+    np.testing.assert_array_equal(saved, simulated)
+    assert (saved != plain).any()
+
+
+def test_what_is_told(run: Path) -> None:
+    told = json.loads((run / "quantized.json").read_text())
+    metrics = json.loads((run / "metrics.json").read_text())
+    paths = {name: [row["path"] for row in each["quantized"]] for name, each in told.items()}
+    assert all(path.startswith("unet.") for path in paths["w4a8"])
+    assert all(path.startswith("vae.") for path in paths["w8a8"])
+    assert metrics["run/layers"] == len(paths["w4a8"] + paths["w8a8"])
+    assert 4 * metrics["cost/stored_mb"] < 1.5 * metrics["cost/plain_mb"]
+    pipe = edgegen.load(run / "model")
+    assert is_quantized(run / "model/unet")
+    assert is_quantized(run / "model/vae")
+    assert pipe.unet is not None
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["method=[]"], "method=[]: say how to quantize"),
+        (["method=[clockwork]"], "method=clockwork: does not quantize"),
+        (["method.w8a8.include=[none.*]"], "none.*"),
+        (["method.w8a8.weights.bits=9"], "9"),
+    ],
+)
+def test_what_is_refused(
+    typed: list[str], said: str, tiny_pipeline_folder: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with pytest.raises(SystemExit) as stopped:
+        main([f"model.source={tiny_pipeline_folder}", *typed, f"output_dir={tmp_path / 'run'}"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run/model").exists()
