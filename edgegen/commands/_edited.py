@@ -25,6 +25,7 @@ from ..metrics.quality.pictures import as_floats
 from ..metrics.quality.reference import psnr
 from ..runs.pictures import picture_name, read_settings, write_png
 from ..sampling.generate import noise_generator
+from ..sampling.guidance import edit_guidance
 from ._model import quiet
 
 _BATCH = 32  # of the autoencoder: bits depend on the shape of a batch
@@ -94,13 +95,13 @@ def draw_edits(
 def _edited(
     pipe: DiffusionPipeline, asks: Sequence[Ask], settings: Mapping[str, Any]
 ) -> list[Image.Image]:
-    with quiet(), torch.inference_mode():
+    scales = edit_guidance(pipe, settings["guidance"], settings["image_guidance"])
+    with quiet(), torch.inference_mode(), scales as given:
         return pipe(
             prompt=[ask.pair.text for ask in asks],
             image=[Image.fromarray(ask.source.picture) for ask in asks],
             num_inference_steps=settings["steps"],
-            guidance_scale=settings["guidance"],
-            image_guidance_scale=settings["image_guidance"],
+            **given,
             generator=[noise_generator(settings["seed"], ask.number) for ask in asks],
         ).images
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
+
+from .guidance import edit_guidance
 
 
 def noise_seed(seed: int, index: int) -> int:
@@ -52,18 +55,21 @@ def sample(
         image_guidance: weight of what the picture shows; None leaves it to the pipeline.
     """
     optional: dict[str, Any] = {"height": height, "width": width}
+    scales: Any = nullcontext({"guidance_scale": guidance})
     if image is not None:
         optional = {"image": [read_image(image, height, width)] * len(prompts)}
-        if image_guidance is not None:
-            optional["image_guidance_scale"] = image_guidance
+        taken = inspect.signature(pipe.__call__).parameters.get("image_guidance_scale")
+        if taken is not None:
+            scale = taken.default if image_guidance is None else image_guidance
+            scales = edit_guidance(pipe, guidance, scale)
     if negative_prompt is not None:
         optional["negative_prompt"] = [negative_prompt] * len(prompts)
-    with torch.inference_mode():
+    with torch.inference_mode(), scales as given:
         return pipe(
             prompt=list(prompts),
             num_inference_steps=steps,
-            guidance_scale=guidance,
             generator=[noise_generator(*pair) for pair in seeds],
+            **given,
             **optional,
         ).images
 

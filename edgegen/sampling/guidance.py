@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+EDIT_SCALES = (7.5, 1.5)
+"""Guidance by instruction and by picture at which an editor that takes them as inputs needs none;
+the defaults of diffusers' InstructPix2Pix pipeline."""
 
 
 def guide(without: Tensor, given: Tensor, scale: float | Tensor) -> Tensor:
@@ -13,6 +19,20 @@ def guide(without: Tensor, given: Tensor, scale: float | Tensor) -> Tensor:
     if isinstance(scale, Tensor):
         scale = scale.view(-1, *[1] * (given.ndim - 1))
     return without + scale * (given - without)
+
+
+def guide_edit(
+    neither: Tensor, image: Tensor, both: Tensor, scale: float | Tensor, image_scale: float | Tensor
+) -> Tensor:
+    """An editor's three branches combined (Brooks et al. 2023, equation 3), (B, C, H, W) each.
+
+    Args:
+        neither, image, both: predictions without any condition, with the picture, and with the
+            instruction too.
+        scale, image_scale: guidance by instruction and by picture, numbers or (B,).
+    """
+    by_text = guide(torch.zeros_like(image), both - image, scale)
+    return guide(neither, image, image_scale) + by_text
 
 
 def guidance_embedding(scale: Tensor, width: int) -> Tensor:
@@ -46,3 +66,46 @@ def guidance_input(unet: Any, scale: float, count: int) -> dict[str, Tensor]:
     # On the CPU, and in float64 until 1 is taken off, as in diffusers' pipelines.
     features = guidance_embedding(torch.full((count,), scale, dtype=torch.float64), width)
     return {"timestep_cond": features.to(unet.device, unet.dtype)}
+
+
+def edit_guidance_embedding(scale: Tensor, image_scale: Tensor, width: int) -> Tensor:
+    """Features of an editor's two scales, (B,) each to (B, width).
+
+    Half of them of each scale, as `guidance_embedding` makes them, less those of `EDIT_SCALES`: at
+    these they are zero, as for a pipeline that knows of no such input (diffusers' InstructPix2Pix
+    pipeline does not).
+    """
+    halves = []
+    for value, usual, size in zip(
+        (scale, image_scale), EDIT_SCALES, (width - width // 2, width // 2), strict=True
+    ):
+        features = guidance_embedding(torch.cat([value, value.new_tensor([usual])]), size)
+        halves.append(features[:-1] - features[-1:])
+    return torch.cat(halves, 1)
+
+
+@contextmanager
+def edit_guidance(pipe: Any, scale: float, image_scale: float) -> Iterator[dict[str, float]]:
+    """What to call an InstructPix2Pix pipeline with, to be guided by these scales.
+
+        with edit_guidance(pipe, 7.5, 1.5) as scales:
+            pipe("make it red", image, **scales)
+
+    A UNet that takes the scales as inputs gets them while this is open, and evaluates one branch.
+    """
+    width = getattr(pipe.unet.config, "time_cond_proj_dim", None)
+    if width is None:
+        yield {"guidance_scale": scale, "image_guidance_scale": image_scale}
+        return
+    pair = [torch.tensor([each], dtype=torch.float64) for each in (scale, image_scale)]
+    features = edit_guidance_embedding(pair[0], pair[1], width)
+
+    def add(unet: Any, args: Any, kwargs: Any) -> Any:
+        given = features.to(unet.device, unet.dtype).expand(len(args[0]), -1)
+        return args, {**kwargs, "timestep_cond": given}
+
+    hook = pipe.unet.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield {"guidance_scale": 1.0, "image_guidance_scale": image_scale}
+    finally:
+        hook.remove()

@@ -11,12 +11,62 @@ from torch import Tensor, nn
 
 from ..losses.diffusion import diffuse, weighted_error
 from ..pipelines.variants import with_guidance_input
-from ..sampling.guidance import guidance_embedding, guide
+from ..sampling.guidance import (
+    edit_guidance_embedding,
+    guidance_embedding,
+    guide,
+    guide_edit,
+)
 from .denoising import DenoisingModule
+from .editing import EditingModule
 from .optimization import step_generator
 
 
-class GuidanceModule(DenoisingModule):
+class _Guided(DenoisingModule):
+    """What students of a guided teacher share.
+
+    Args:
+        student: takes the place of the teacher's guidance.
+        teacher: a UNet of the same inputs, frozen; in no checkpoint.
+        tokenizer: of the empty prompt.
+        options: of `DenoisingModule`.
+    """
+
+    empty: Tensor
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, tokenizer: Any, *args: Any, **options: Any
+    ) -> None:
+        if options.get("text_lr") is not None:
+            raise ValueError("module.text_lr: the teacher reads the same text; must be null")
+        if teacher.config["time_cond_proj_dim"] is not None:  # type: ignore[index]
+            raise ValueError("teacher: takes the guidance scale as an input, so it needs none")
+        super().__init__(student, *args, **options)
+        teacher = teacher.requires_grad_(False).eval()
+        self._teacher = (teacher.to(memory_format=torch.channels_last),)  # type: ignore[call-overload]
+        tokens = tokenizer("", padding="max_length", truncation=True).input_ids
+        self.register_buffer("empty", torch.tensor(tokens), persistent=False)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._teacher[0].to(self.device)
+
+    def _branches(self, noisy: Tensor, timesteps: Tensor, text: Tensor, count: int) -> list[Tensor]:
+        """The teacher's predictions for `count` batches one after the other."""
+        with torch.no_grad():
+            out: Tensor = self._teacher[0](noisy, timesteps.repeat(count), text, return_dict=False)[
+                0
+            ]
+        return list(out.chunk(count))
+
+    def _draw(self, ends: tuple[float, float], number: int, count: int, batch_idx: int) -> Tensor:
+        """(count,) scales, functions of the seed, a number and the batch's place alone."""
+        generator = step_generator(self, self.seed + number, batch_idx)
+        uniform = torch.rand(count, generator=generator, device=self.device)
+        return ends[0] + (ends[1] - ends[0]) * uniform
+
+
+class GuidanceModule(_Guided):
     """Predicts in one evaluation what the teacher predicts under classifier-free guidance.
 
     The student's noise, averages and export are those of `DenoisingModule`; what is
@@ -38,8 +88,6 @@ class GuidanceModule(DenoisingModule):
         ValueError: another scale, a teacher that is guided already, or `text_lr`.
     """
 
-    empty: Tensor
-
     def __init__(
         self,
         unet: nn.Module,
@@ -52,41 +100,23 @@ class GuidanceModule(DenoisingModule):
         width: int = 256,
         **options: Any,
     ) -> None:
-        low, high = _ends(scale)
-        if options.get("text_lr") is not None:
-            raise ValueError("module.text_lr: the teacher reads the same text; must be null")
-        if teacher.config["time_cond_proj_dim"] is not None:  # type: ignore[index]
-            raise ValueError("teacher: takes the guidance scale as an input, so it needs none")
+        low, high = _ends("scale", scale)
         if low < high:
             unet = with_guidance_input(unet, width)  # type: ignore[arg-type]
-        super().__init__(unet, clip, scheduler, optimizer, **options)
+        super().__init__(unet, teacher, tokenizer, clip, scheduler, optimizer, **options)
         self.scales, self.width = (low, high), width if low < high else None
-        teacher = teacher.requires_grad_(False).eval()
-        self._teacher = (teacher.to(memory_format=torch.channels_last),)  # type: ignore[call-overload]
-        tokens = tokenizer("", padding="max_length", truncation=True).input_ids
-        self.register_buffer("empty", torch.tensor(tokens), persistent=False)
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self._teacher[0].to(self.device)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         latents, tokens = batch
         noise, timesteps = self.noise(latents, batch_idx)
         alpha_bar = self.alpha_bar[timesteps]
         noisy = diffuse(latents, noise, alpha_bar).contiguous(memory_format=torch.channels_last)
-        scale = self._draw(len(latents), batch_idx)
-        with torch.no_grad():
-            text = self.text_encoder(tokens)[0]
-            empty = self.text_encoder(self.empty[None])[0].expand_as(text)
-            both = self._teacher[0](
-                torch.cat([noisy, noisy]),
-                torch.cat([timesteps, timesteps]),
-                torch.cat([empty, text]),
-                return_dict=False,
-            )[0]
-            without, given = both.chunk(2)
-            target = guide(without, given, scale)
+        scale = self._draw(self.scales, 1, len(latents), batch_idx)
+        text = self.text_encoder(tokens)[0]
+        empty = self.text_encoder(self.empty[None])[0].expand_as(text)
+        both = torch.cat([noisy, noisy]), timesteps, torch.cat([empty, text])
+        without, given = self._branches(*both, 2)
+        target = guide(without, given, scale)
         condition = None if self.width is None else guidance_embedding(scale, self.width)
         output = self._forward[0](
             noisy, timesteps, text, timestep_cond=condition, return_dict=False
@@ -96,17 +126,77 @@ class GuidanceModule(DenoisingModule):
         self.log("train/loss", loss)
         return loss
 
-    def _draw(self, count: int, batch_idx: int) -> Tensor:
-        """(count,) scales, functions of the seed and the batch's place alone."""
-        low, high = self.scales
-        generator = step_generator(self, self.seed + 1, batch_idx)
-        uniform = torch.rand(count, generator=generator, device=self.device)
-        return low + (high - low) * uniform
+
+class EditGuidanceModule(_Guided, EditingModule):
+    """Predicts in one evaluation what an editor predicts in three, under both of its guidances.
+
+    ε̃ = ε(∅, ∅) + s_I [ε(I, ∅) − ε(∅, ∅)] + s_T [ε(I, T) − ε(I, ∅)] of the teacher, on noisy latents
+    of the targets (MoViE, arXiv 2412.06578). Batches are those of `data.edit_latents.EditData`,
+    which must drop nothing.
+
+    Args:
+        unet, teacher, clip, tokenizer, scheduler, optimizer, options: as of `GuidanceModule`.
+        scale, image_scale: of guidance by instruction and by picture, s_T and s_I: numbers; or the
+            ends of ranges, from which they are drawn for every sample: the student then gets both
+            as inputs, see `sampling.guidance.edit_guidance`, and without them (as in diffusers' own
+            pipeline) behaves as at `EDIT_SCALES`.
+        width: of the features of both scales together.
+
+    Raises:
+        ValueError: other scales, a teacher that is guided already, or `text_lr`.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        teacher: nn.Module,
+        clip: Any,
+        tokenizer: Any,
+        scheduler: SchedulerMixin,
+        optimizer: dict[str, Any],
+        scale: float | Sequence[float] = 7.5,
+        image_scale: float | Sequence[float] = 1.5,
+        width: int = 512,
+        **options: Any,
+    ) -> None:
+        self.scales = _ends("scale", scale), _ends("image_scale", image_scale)
+        drawn = any(low < high for low, high in self.scales)
+        if drawn:
+            unet = with_guidance_input(unet, width)  # type: ignore[arg-type]
+        super().__init__(unet, teacher, tokenizer, clip, scheduler, optimizer, **options)
+        self.width = width if drawn else None
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        source, target, tokens = batch
+        noise, timesteps = self.noise(target, batch_idx)
+        alpha_bar = self.alpha_bar[timesteps]
+        noisy = diffuse(target, noise, alpha_bar)
+        seen = torch.cat([noisy, source], 1).contiguous(memory_format=torch.channels_last)
+        blind = torch.cat([noisy, torch.zeros_like(source)], 1)
+        text = self.text_encoder(tokens)[0]
+        empty = self.text_encoder(self.empty[None])[0].expand_as(text)
+        three = torch.cat([blind, seen, seen]), timesteps, torch.cat([empty, empty, text])
+        scales = [
+            self._draw(ends, 1 + place, len(target), batch_idx)
+            for place, ends in enumerate(self.scales)
+        ]
+        neither, image, both = self._branches(*three, 3)
+        wanted = guide_edit(neither, image, both, scales[0], scales[1])
+        condition = None
+        if self.width is not None:
+            condition = edit_guidance_embedding(scales[0], scales[1], self.width)
+        output = self._forward[0](
+            seen, timesteps, text, timestep_cond=condition, return_dict=False
+        )[0]
+        kind = self.scheduler.config.prediction_type
+        loss = weighted_error(output, wanted, alpha_bar, kind, self.gamma)
+        self.log("train/loss", loss)
+        return loss
 
 
-def _ends(scale: Any) -> tuple[float, float]:
+def _ends(name: str, scale: Any) -> tuple[float, float]:
     ends = list(scale) if isinstance(scale, Sequence) else [scale, scale]
     numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
     if len(ends) != 2 or not numbers or not 1 <= ends[0] <= ends[1]:
-        raise ValueError(f"scale={scale}: must be a number from 1, or [low, high] of those")
+        raise ValueError(f"{name}={scale}: must be a number from 1, or [low, high] of those")
     return float(ends[0]), float(ends[1])

@@ -11,6 +11,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 
 from ..runs.pictures import grid
+from ..sampling.guidance import edit_guidance
 from .optimization import ends_step
 
 
@@ -98,13 +99,13 @@ class EditGrid(lightning.Callback):
         sources, texts, targets = zip(*self._examples, strict=True)
         images = [Image.fromarray(source) for source in sources]
         pipe.set_progress_bar_config(disable=True)
-        with torch.autocast(module.device.type, enabled=False):
+        scales = edit_guidance(pipe, self.guidance, self.image_guidance)
+        with torch.autocast(module.device.type, enabled=False), scales as given:
             edits = pipe(
                 list(texts),
                 image=images,
                 num_inference_steps=self.steps,
-                guidance_scale=self.guidance,
-                image_guidance_scale=self.image_guidance,
+                **given,
                 generator=[torch.Generator().manual_seed(i) for i in range(len(images))],
             ).images
         cells: list[tuple[Image.Image, str]] = []

@@ -15,7 +15,7 @@ from diffusers import (
 )
 
 from ..sampling.generate import noise_generator, noise_seed
-from ..sampling.guidance import guide
+from ..sampling.guidance import edit_guidance_embedding, guidance_embedding, guide
 from ..sampling.steps import StepClock, undriven
 from .attention import Bank, Mode
 
@@ -246,8 +246,12 @@ class FrameDenoiser:
         width = pipe.unet.config.time_cond_proj_dim
         if width is None:
             return text, None
-        scale = torch.tensor([self.guidance - 1.0])
-        cond = pipe.get_guidance_scale_embedding(scale, embedding_dim=width)
+        scale = torch.tensor([self.guidance], dtype=torch.float64)
+        if self.follows_source:
+            by_image = torch.tensor([edit.image_guidance], dtype=torch.float64)
+            cond = edit_guidance_embedding(scale, by_image, width)
+        else:
+            cond = guidance_embedding(scale, width)
         return text, cond.to(self.device, self.dtype)
 
     def _new_scheduler(self) -> Any:

@@ -2,7 +2,13 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from edgegen.sampling.guidance import guidance_embedding, guide
+from edgegen.sampling.guidance import (
+    EDIT_SCALES,
+    edit_guidance_embedding,
+    guidance_embedding,
+    guide,
+    guide_edit,
+)
 
 
 @pytest.mark.parametrize("width", [8, 9, 256])
@@ -24,3 +30,26 @@ def test_guidance():
     each = guide(without, given, torch.tensor([2.0, 5.0]))
     assert torch.equal(each[1], guide(without, given, 5.0)[1])
     assert not torch.equal(each[0], guide(without, given, 5.0)[0])
+
+
+def test_guidance_of_an_editor_as_diffusers_combines_it():
+    text, image, neither = torch.randn(3, 2, 4, 3, 3)
+    # As in StableDiffusionInstructPix2PixPipeline.
+    expected = neither + 7.0 * (text - image) + 1.6 * (image - neither)
+    assert torch.allclose(guide_edit(neither, image, text, 7.0, 1.6), expected, atol=1e-5)
+    scales = torch.tensor([7.0, 2.0]), torch.tensor([1.6, 1.0])
+    each = guide_edit(neither, image, text, *scales)
+    assert torch.allclose(each[0], expected[0], atol=1e-5)
+    assert torch.allclose(each[1], (neither + 2 * (text - image) + image - neither)[1], atol=1e-5)
+
+
+def test_at_the_usual_scales_an_editor_needs_no_input():
+    scales = torch.tensor([7.5, 7.5, 3.0]), torch.tensor([1.5, 2.0, 1.5])
+    found = edit_guidance_embedding(*scales, 9)
+    assert found.shape == (3, 9)
+    assert (found[0] == 0).all()
+    first, second = found[:, :5], found[:, 5:]
+    assert (first[1] == 0).all()
+    assert (second[2] == 0).all()
+    usual = [guidance_embedding(torch.tensor([each]), 4) for each in EDIT_SCALES]
+    assert torch.equal(second[1], (guidance_embedding(torch.tensor([2.0]), 4) - usual[1])[0])

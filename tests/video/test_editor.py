@@ -23,9 +23,11 @@ from PIL import Image
 from video_models import BETAS, MadeClip, picture
 
 from edgegen.media.clips import Frame, open_clip
+from edgegen.pipelines.variants import with_guidance_input
 from edgegen.quantization import quantized
 from edgegen.reuse import clockwork
 from edgegen.sampling.generate import noise_generator, noise_seed
+from edgegen.sampling.guidance import edit_guidance
 from edgegen.video import VideoEditor
 from edgegen.video.editor import SCHEDULES
 
@@ -42,7 +44,7 @@ def edit(pipe: Any, clip: Any, folder: Path, anchors: Any = 3, **settings: Any) 
     return np.stack([frame.pixels for frame in open_clip(output)])
 
 
-def plain(pipe: Any, frames: Sequence[int]) -> np.ndarray:
+def plain(pipe: Any, frames: Sequence[int], **scales: float) -> np.ndarray:
     """The pictures as the diffusers pipeline edits them, from the editor's noise."""
     noise = torch.randn(1, 4, 8, 8, generator=noise_generator(SEED, 0))
     generators = [torch.Generator().manual_seed(noise_seed(SEED, 1)) for _ in frames]
@@ -56,7 +58,7 @@ def plain(pipe: Any, frames: Sequence[int]) -> np.ndarray:
         [INSTRUCTION] * len(frames),
         image=[Image.fromarray(picture(number)) for number in frames],
         num_inference_steps=STEPS,
-        guidance_scale=4.0,
+        **{"guidance_scale": 4.0, **scales},
         latents=noise.repeat(len(frames), 1, 1, 1),
         generator=generators,
         callback_on_step_end=reseed,
@@ -85,6 +87,18 @@ def test_one_anchor_alone_is_the_plain_model(any_scheduler: Any, tmp_path: Path)
     found = edit(any_scheduler, MadeClip(1), tmp_path, 1)
     assert np.array_equal(found, plain(any_scheduler, [0]))
     assert found.std() > 10
+
+
+def test_a_model_that_takes_both_scales_is_evaluated_once(pipe: Any, tmp_path: Path) -> None:
+    pipe.unet = with_guidance_input(pipe.unet, 16).eval()
+    torch.nn.init.normal_(pipe.unet.time_embedding.cond_proj.weight)
+    seen: list[int] = []
+    pipe.unet.conv_in.register_forward_hook(lambda _, args, out: seen.append(len(out)))
+    found = edit(pipe, MadeClip(1), tmp_path, 1, guidance=4.0, image_guidance=2.0)
+    assert seen == [1] * STEPS
+    with edit_guidance(pipe, 4.0, 2.0) as scales:
+        assert np.array_equal(found, plain(pipe, [0], **scales))
+    assert not np.array_equal(found, edit(pipe, MadeClip(1), tmp_path, 1, image_guidance=2.5))
 
 
 def test_without_own_keys_the_anchor_itself_is_the_plain_model(pipe: Any, tmp_path: Path) -> None:
