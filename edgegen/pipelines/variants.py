@@ -23,11 +23,14 @@ def without_highest_attention(folder: str | Path) -> UNet2DConditionModel:
 
     Raises ValueError where there are none to leave out.
     """
-    unet = read_unet(folder)
+    return _without_highest_attention(read_unet(folder), folder)
+
+
+def _without_highest_attention(unet: UNet2DConditionModel, name: Any) -> UNet2DConditionModel:
     config = dict(unet.config)
     downs, ups = list(config["down_block_types"]), list(config["up_block_types"])
     if downs[0] != "CrossAttnDownBlock2D" and ups[-1] != "CrossAttnUpBlock2D":
-        raise ValueError(f"{folder}: its UNet has no attention at the highest resolution already")
+        raise ValueError(f"{name}: its UNet has no attention at the highest resolution already")
     downs[0], ups[-1] = "DownBlock2D", "UpBlock2D"
     changed = _of(config, down_block_types=downs, up_block_types=ups)
     last = len(ups) - 1
@@ -57,25 +60,32 @@ def with_guidance_input(unet: UNet2DConditionModel, width: int = 256) -> UNet2DC
 
 
 def editor_unet(
-    folder: str | Path, sample_size: int | None = None, trained: bool = True
+    folder: str | Path,
+    sample_size: int | None = None,
+    trained: bool = True,
+    highest_attention: bool = True,
 ) -> UNet2DConditionModel:
     """A UNet for InstructPix2Pix made of a text-to-image one, as `parts.unet` finds it; float32.
 
     It takes the source's latents beside the noisy ones. The weights of its first convolution for
-    them are zero, so at first it does what it did without (Brooks et al. 2023, section 3.2).
+    them are zero, so at first it does what it did without (Brooks et al. 2023, section 3.2). One
+    that takes them already stays as it is.
 
     Args:
         sample_size: side of the latents that it will be trained for; null: as before.
         trained: false for random weights in the same architecture.
+        highest_attention: false for `without_highest_attention`.
     """
     base = read_unet(folder)
-    channels = base.config.in_channels
-    size = sample_size or base.config.sample_size
-    editor = _of(dict(base.config), in_channels=2 * channels, sample_size=size)
+    if not highest_attention:
+        base = _without_highest_attention(base, folder)
+    outputs, size = base.config.out_channels, sample_size or base.config.sample_size
+    editor = _of(dict(base.config), in_channels=2 * outputs, sample_size=size)
     if trained:
         weights = base.state_dict()
         first = weights["conv_in.weight"]
-        weights["conv_in.weight"] = torch.cat([first, torch.zeros_like(first)], 1)
+        more = first.new_zeros(len(first), 2 * outputs - first.shape[1], *first.shape[2:])
+        weights["conv_in.weight"] = torch.cat([first, more], 1)
         editor.load_state_dict(weights)
     return editor
 

@@ -76,3 +76,25 @@ def test_resumed_equals_never_stopped(typed: list[str]) -> None:
     pipe = edgegen.load("whole/model")
     assert type(pipe).__name__ == "StableDiffusionInstructPix2PixPipeline"
     assert pipe.unet.config.in_channels == 2 * pipe.vae.config.latent_channels
+
+
+def test_an_editor_becomes_cheaper_stage_by_stage(typed: list[str]) -> None:
+    """Its dearest attention left out, then its three branches learned by one."""
+    more = ["trainer.max_steps=2", "callbacks.samples.every=2"]
+    main([*typed, *more, "output_dir=base"])
+    rest = [
+        each for each in typed if not each.startswith(("experiment=", "vae=", "text=", "unet="))
+    ]
+    light = ["experiment=edit/efficient", "base=base/model", "output_dir=light"]
+    main([*rest, *more, *light])
+    guided = ["experiment=edit/guidance", "base=base/model", "student=light/model"]
+    main([*rest, *more, *guided, "module.width=16", "output_dir=guided"])
+    pipes = [edgegen.load(f"{name}/model") for name in ("base", "light", "guided")]
+    attention = ["down_blocks.0.attentions" in str(pipe.unet.state_dict().keys()) for pipe in pipes]
+    assert attention == [True, False, False]
+    assert [pipe.unet.config.time_cond_proj_dim for pipe in pipes] == [None, None, 16]
+    texts = [pipe.text_encoder.state_dict() for pipe in pipes]
+    for name, weight in texts[0].items():  # which the first training alone changes
+        assert torch.equal(weight, texts[2][name]), name
+    sheets = [Path(name, "samples/step_000002.png") for name in ("base", "light", "guided")]
+    assert all(sheet.is_file() for sheet in sheets)

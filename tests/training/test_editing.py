@@ -21,7 +21,7 @@ from transformers import CLIPModel
 
 import edgegen
 from edgegen.pipelines.parts import text_encoder
-from edgegen.pipelines.variants import editor_unet
+from edgegen.pipelines.variants import editor_unet, without_highest_attention
 from edgegen.training.denoising import DenoisingModule, text_encoder_of
 from edgegen.training.editing import EditingModule
 from edgegen.training.samples import EditGrid
@@ -97,6 +97,22 @@ def test_a_widened_unet_equals_the_one_it_was_made_of(unet_folder: Path) -> None
         loss = editor(torch.cat([noisy, source], 1), step, text).sample.square().mean()
         loss.backward()
     assert editor.conv_in.weight.grad[:, 4:].abs().max() > 0
+
+
+@torch.no_grad()
+def test_an_editor_stays_as_it_is_but_for_its_dearest_attention(
+    unet_folder: Path, tmp_path: Path
+) -> None:
+    first = editor_unet(unet_folder, 8).eval()
+    torch.nn.init.normal_(first.conv_in.weight)
+    first.save_pretrained(tmp_path / "unet")
+    inputs = torch.randn(2, 8, 16, 16), torch.tensor([900, 3]), torch.randn(2, 5, 16)
+    again = editor_unet(tmp_path / "unet", 8).eval()
+    assert torch.equal(again(*inputs).sample, first(*inputs).sample)
+    light = editor_unet(tmp_path / "unet", 8, highest_attention=False).eval()
+    plain = without_highest_attention(tmp_path / "unet").eval()
+    assert torch.equal(light(*inputs).sample, plain(*inputs).sample)
+    assert not torch.equal(light(*inputs).sample, first(*inputs).sample)
 
 
 def test_random_weights_in_the_same_architecture(unet_folder: Path) -> None:
