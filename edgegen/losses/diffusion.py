@@ -32,6 +32,33 @@ def denoising_target(sample: Tensor, noise: Tensor, alpha_bar: Tensor, kind: Pre
     return a.sqrt() * noise - (1 - a).sqrt() * sample
 
 
+def parts_of(
+    prediction: Tensor, noisy: Tensor, alpha_bar: Tensor, kind: Prediction
+) -> tuple[Tensor, Tensor]:
+    """x₀ and ε that a prediction for noisy (B, …) at ᾱ (B,) means: those that `diffuse` to it."""
+    a = alpha_bar.view(-1, *[1] * (noisy.ndim - 1))
+    if kind == "epsilon":
+        return (noisy - (1 - a).sqrt() * prediction) / a.sqrt(), prediction
+    return (
+        a.sqrt() * noisy - (1 - a).sqrt() * prediction,
+        a.sqrt() * prediction + (1 - a).sqrt() * noisy,
+    )
+
+
+def leap_target(
+    noisy: Tensor, landed: Tensor, alpha_bar: Tensor, landed_alpha_bar: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x₀ and ε by which one DDIM step leads from `noisy` at ᾱ (B,) to `landed` at the later ᾱ'.
+
+    Salimans & Ho 2022, Appendix G; ᾱ' > ᾱ, and may be 1.
+    """
+    shape = (-1, *[1] * (noisy.ndim - 1))
+    a, b = alpha_bar.view(shape), landed_alpha_bar.view(shape)
+    ratio = ((1 - b) / (1 - a)).sqrt()
+    sample = (landed - ratio * noisy) / (b.sqrt() - ratio * a.sqrt())
+    return sample, (noisy - a.sqrt() * sample) / (1 - a).sqrt()
+
+
 def min_snr_weight(alpha_bar: Tensor, kind: Prediction, gamma: float = 5.0) -> Tensor:
     """Min-SNR-γ weight (Hang et al. 2023): min(SNR, γ) of the x₀ error, in the target's units."""
     snr = alpha_bar / (1 - alpha_bar)

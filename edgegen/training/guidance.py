@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import lightning
 import torch
 from diffusers import SchedulerMixin
 from torch import Tensor, nn
@@ -59,12 +60,6 @@ class _Guided(DenoisingModule):
             ]
         return list(out.chunk(count))
 
-    def _draw(self, ends: tuple[float, float], number: int, count: int, batch_idx: int) -> Tensor:
-        """(count,) scales, functions of the seed, a number and the batch's place alone."""
-        generator = step_generator(self, self.seed + number, batch_idx)
-        uniform = torch.rand(count, generator=generator, device=self.device)
-        return ends[0] + (ends[1] - ends[0]) * uniform
-
 
 class GuidanceModule(_Guided):
     """Predicts in one evaluation what the teacher predicts under classifier-free guidance.
@@ -100,7 +95,7 @@ class GuidanceModule(_Guided):
         width: int = 256,
         **options: Any,
     ) -> None:
-        low, high = _ends("scale", scale)
+        low, high = scale_range("scale", scale)
         if low < high:
             unet = with_guidance_input(unet, width)  # type: ignore[arg-type]
         super().__init__(unet, teacher, tokenizer, clip, scheduler, optimizer, **options)
@@ -111,7 +106,7 @@ class GuidanceModule(_Guided):
         noise, timesteps = self.noise(latents, batch_idx)
         alpha_bar = self.alpha_bar[timesteps]
         noisy = diffuse(latents, noise, alpha_bar).contiguous(memory_format=torch.channels_last)
-        scale = self._draw(self.scales, 1, len(latents), batch_idx)
+        scale = draw_scales(self, self.scales, self.seed + 1, len(latents), batch_idx)
         text = self.text_encoder(tokens)[0]
         empty = self.text_encoder(self.empty[None])[0].expand_as(text)
         both = torch.cat([noisy, noisy]), timesteps, torch.cat([empty, text])
@@ -159,7 +154,7 @@ class EditGuidanceModule(_Guided, EditingModule):
         width: int = 512,
         **options: Any,
     ) -> None:
-        self.scales = _ends("scale", scale), _ends("image_scale", image_scale)
+        self.scales = scale_range("scale", scale), scale_range("image_scale", image_scale)
         drawn = any(low < high for low, high in self.scales)
         if drawn:
             unet = with_guidance_input(unet, width)  # type: ignore[arg-type]
@@ -177,7 +172,7 @@ class EditGuidanceModule(_Guided, EditingModule):
         empty = self.text_encoder(self.empty[None])[0].expand_as(text)
         three = torch.cat([blind, seen, seen]), timesteps, torch.cat([empty, empty, text])
         scales = [
-            self._draw(ends, 1 + place, len(target), batch_idx)
+            draw_scales(self, ends, self.seed + 1 + place, len(target), batch_idx)
             for place, ends in enumerate(self.scales)
         ]
         neither, image, both = self._branches(*three, 3)
@@ -194,7 +189,24 @@ class EditGuidanceModule(_Guided, EditingModule):
         return loss
 
 
-def _ends(name: str, scale: Any) -> tuple[float, float]:
+def draw_scales(
+    module: lightning.LightningModule,
+    ends: tuple[float, float],
+    seed: int,
+    count: int,
+    batch_idx: int,
+) -> Tensor:
+    """(count,) scales between the ends, functions of the seed and the batch's place alone."""
+    generator = step_generator(module, seed, batch_idx)
+    uniform = torch.rand(count, generator=generator, device=module.device)
+    return ends[0] + (ends[1] - ends[0]) * uniform
+
+
+def scale_range(name: str, scale: Any) -> tuple[float, float]:
+    """The ends of what a scale is drawn from; both the same for one number.
+
+    Raises ValueError for anything else, or below 1.
+    """
     ends = list(scale) if isinstance(scale, Sequence) else [scale, scale]
     numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
     if len(ends) != 2 or not numbers or not 1 <= ends[0] <= ends[1]:

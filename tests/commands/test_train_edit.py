@@ -79,7 +79,7 @@ def test_resumed_equals_never_stopped(typed: list[str]) -> None:
 
 
 def test_an_editor_becomes_cheaper_stage_by_stage(typed: list[str]) -> None:
-    """Its dearest attention left out, then its three branches learned by one."""
+    """Its dearest attention left out, then one branch for three, then one step for two."""
     more = ["trainer.max_steps=2", "callbacks.samples.every=2"]
     main([*typed, *more, "output_dir=base"])
     rest = [
@@ -89,12 +89,16 @@ def test_an_editor_becomes_cheaper_stage_by_stage(typed: list[str]) -> None:
     main([*rest, *more, *light])
     guided = ["experiment=edit/guidance", "base=base/model", "student=light/model"]
     main([*rest, *more, *guided, "module.width=16", "output_dir=guided"])
-    pipes = [edgegen.load(f"{name}/model") for name in ("base", "light", "guided")]
+    few = ["experiment=edit/few_step", "base=guided/model", "module.steps=1", "output_dir=few"]
+    main([*rest, *more, *few])
+    names = ("base", "light", "guided", "few")
+    pipes = [edgegen.load(f"{name}/model") for name in names]
     attention = ["down_blocks.0.attentions" in str(pipe.unet.state_dict().keys()) for pipe in pipes]
-    assert attention == [True, False, False]
-    assert [pipe.unet.config.time_cond_proj_dim for pipe in pipes] == [None, None, 16]
+    assert attention == [True, False, False, False]
+    assert [pipe.unet.config.time_cond_proj_dim for pipe in pipes] == [None, None, 16, 16]
     texts = [pipe.text_encoder.state_dict() for pipe in pipes]
     for name, weight in texts[0].items():  # which the first training alone changes
-        assert torch.equal(weight, texts[2][name]), name
-    sheets = [Path(name, "samples/step_000002.png") for name in ("base", "light", "guided")]
+        assert torch.equal(weight, texts[3][name]), name
+    sheets = [Path(name, "samples/step_000002.png") for name in names]
     assert all(sheet.is_file() for sheet in sheets)
+    assert pipes[3].scheduler.config.timestep_spacing == "trailing"

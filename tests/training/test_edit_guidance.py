@@ -16,7 +16,7 @@ from transformers import CLIPModel
 
 from edgegen.pipelines.tokenizers import load_tokenizer
 from edgegen.sampling.guidance import EDIT_SCALES, edit_guidance_embedding
-from edgegen.training.guidance import EditGuidanceModule
+from edgegen.training.guidance import EditGuidanceModule, draw_scales
 
 GENERATOR = torch.Generator().manual_seed(1)
 BATCH = (
@@ -124,7 +124,7 @@ def test_ranges_become_inputs_which_are_zero_at_the_usual_scales(make: Any) -> N
     assert lack(module, 8.0, 2.5) < 0.9 * before
     assert module.unet.config.time_cond_proj_dim == 16
     drawn = [
-        torch.cat([module._draw(ends, 1 + place, 64, batch) for batch in range(4)])
+        torch.cat([draw_scales(module, ends, 1 + place, 64, batch) for batch in range(4)])
         for place, ends in enumerate(module.scales)
     ]
     assert 2 <= drawn[0].min() < 2.5 < 8 < drawn[0].max() <= 9

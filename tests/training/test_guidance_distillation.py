@@ -15,7 +15,7 @@ from transformers import CLIPModel
 
 from edgegen.pipelines.tokenizers import load_tokenizer
 from edgegen.sampling.guidance import guidance_embedding
-from edgegen.training.guidance import GuidanceModule
+from edgegen.training.guidance import GuidanceModule, draw_scales
 
 OPTIMIZER = {"lr": 3e-3, "schedule": "constant", "warmup": 0, "steps": 9}
 
@@ -152,7 +152,7 @@ def test_a_range_of_scales_becomes_an_input(make: Any) -> None:
     before = lack(module, 7.0)
     fit(module, 60)
     assert lack(module, 7.0) < 0.9 * before
-    scales = torch.cat([module._draw(module.scales, 1, 64, batch) for batch in range(4)])
+    scales = torch.cat([draw_scales(module, module.scales, 1, 64, batch) for batch in range(4)])
     assert 2 <= scales.min() < 2.5
     assert 7.5 < scales.max() <= 8
     # diffusers' pipeline then evaluates one branch, at the scale that it is given.
