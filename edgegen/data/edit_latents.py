@@ -25,6 +25,7 @@ from .emoji import EmojiSet
 from .held_out_pairs import held_out_pairs
 from .instructions import EDITS, ambiguous_form, wording
 from .modules import StreamDataModule, to_tensor
+from .moving_stills import moved_alike
 from .painting import PaintedCrops
 from .shards import Rows, shards
 from .stream import Stream, sample_rng
@@ -52,6 +53,9 @@ class EditData(StreamDataModule):
         families: how often each family of edits is drawn, see `edit_pairs.FAMILIES`.
         ambiguous: share of open instructions, such as "turn it into a painting", where there are
             any.
+        affine: share of sources that are moved together with all their edits, by
+            `moving_stills.moved_alike`: an editor trained on them treats what moves alike
+            (equivariant fine-tuning). Not with the family `flip`, whose edits do not move along.
         drop_text, drop_image, drop_both: shares of samples without instruction, with zeros for the
             source, and without either, for the two guidance scales.
         cache: folder of the encoded latents; None encodes anew.
@@ -74,6 +78,7 @@ class EditData(StreamDataModule):
         edits: int = 5,
         families: Mapping[str, float] = FAMILIES,
         ambiguous: float = 0.25,
+        affine: float = 0.0,
         drop_text: float = 0.05,
         drop_image: float = 0.05,
         drop_both: float = 0.05,
@@ -85,11 +90,15 @@ class EditData(StreamDataModule):
         self.families, self.ambiguous = dict(families), ambiguous
         self.drops = (drop_text, drop_image, drop_both)
         shares = {"drop_text": drop_text, "drop_image": drop_image, "drop_both": drop_both}
-        for name, share in {**shares, "natural": natural, "ambiguous": ambiguous}.items():
+        self.affine = affine
+        more = {"natural": natural, "ambiguous": ambiguous, "affine": affine}
+        for name, share in {**shares, **more}.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"data.{name}={share}: must be a share, from 0 to 1")
         if sum(shares.values()) > 1:
             raise ValueError(f"data: {', '.join(shares)} together exceed 1")
+        if affine and self.families.get("flip", 0) > 0:
+            raise ValueError("data.families.flip: must be 0 with data.affine; mirror images turn")
         if size < 32 or size % 8:
             raise ValueError(f"data.size={size}: must be a multiple of 8, 32 or more")
         self.emoji = EmojiSet(emoji, groups=groups, limit=limit)
@@ -114,6 +123,8 @@ class EditData(StreamDataModule):
             "seed": seed,
             "layout": "channels_last",  # of the encoder, which changes last bits
         }
+        if affine:
+            self._made_of["affine"] = affine
 
     def setup(self, stage: str | None = None) -> None:
         if self.train_set is not None:
@@ -144,8 +155,11 @@ class EditData(StreamDataModule):
     def _row(self, number: int) -> Rows:
         source, names = self.drawn(number)
         pictures = [source.picture, *map(source.target, names)]
+        rng = sample_rng(self.seed + 2, number)
+        if rng.random() < self.affine:
+            pictures = moved_alike(pictures, rng)
         # Always the same shape: the bits of a latent depend on the batch's.
-        pictures += [source.picture] * (1 + self.edits - len(pictures))
+        pictures += [pictures[0]] * (1 + self.edits - len(pictures))
         batch = torch.stack([to_tensor(p) for p in pictures])
         batch = batch.contiguous(memory_format=torch.channels_last)
         latents = self.vae.encode(batch).latent_dist.mode()

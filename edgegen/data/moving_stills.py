@@ -205,6 +205,28 @@ def move(
     )
 
 
+def moved_alike(pictures: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """All pictures under one random affine map, which leaves a pair of source and edit a pair.
+
+    Pan, zoom, rotation and shear are uniform up to `MOTIONS`; beyond a border lies the reflection.
+
+    Args:
+        pictures: (H, W, 3) uint8, of one size.
+    """
+    height, width = pictures[0].shape[:2]
+    path = {
+        name: rng.uniform(-most, most, (1, 2) if name == "pan" else 1)
+        for name, most in MOTIONS.items()
+    }
+    motion = Motion((height, width), camera(path, (height, width), _centre((height, width))))
+    moved = []
+    for picture in pictures:
+        still = torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255
+        frame = motion.frames(still)[0].permute(1, 2, 0)
+        moved.append((frame * 255).round().byte().numpy())
+    return moved
+
+
 def camera_path(
     frames: int, rng: np.random.Generator, motions: Sequence[str] = tuple(MOTIONS)
 ) -> dict[str, np.ndarray]:

@@ -13,8 +13,11 @@ from transformers import CLIPTokenizer
 
 from edgegen.data import edit_latents
 from edgegen.data.edit_latents import EditData
+from edgegen.data.edits import PHOTO_EDITS
 from edgegen.data.instructions import AMBIGUOUS, EDITS, PHRASINGS, ambiguous_form, family
+from edgegen.data.moving_stills import moved_alike
 from edgegen.data.photos import is_held_out
+from edgegen.data.stream import sample_rng
 
 SOURCES, EACH = 6, 3
 
@@ -59,6 +62,32 @@ def test_latents_are_those_of_source_and_target(make: Any) -> None:
             torch.testing.assert_close(after, wanted, atol=5e-3, rtol=1e-3)
             assert EDITS[data.names[number, place]] == name
     assert kinds == {"emoji", "natural"}
+
+
+def test_pairs_move_alike(make: Any) -> None:
+    """Rules that work pixel by pixel give the same before and after a move."""
+    families = {"rule": 1.0}
+    data = make(affine=0.5, families=families, natural=1.0, sources=12)
+    still = make(families=families, natural=1.0, sources=12)
+    moved = 0
+    for number in range(12):
+        source, names = data.drawn(number)
+        rows, plain = (each._shards[0]["latents"][number].float() for each in (data, still))
+        if torch.equal(rows, plain):
+            continue
+        moved += 1
+        rng = sample_rng(data.seed + 2, number)
+        assert rng.random() < 0.5
+        before, *after = moved_alike([source.picture, *map(source.target, names)], rng)
+        assert np.abs(before.astype(int) - source.picture).mean() > 1
+        for name, picture, latent in zip(names, after, rows[1:], strict=False):
+            torch.testing.assert_close(latent, mode(data, picture), atol=5e-3, rtol=1e-3)
+            if name in ("rule/inverted", "rule/night"):
+                again = PHOTO_EDITS[name](before)
+                assert np.abs(picture.astype(int) - again).max() <= 2
+    assert 2 < moved < 10
+    with pytest.raises(ValueError, match="flip: must be 0"):
+        make(affine=0.5)
 
 
 def test_instructions_name_the_edit_or_leave_it_open(make: Any) -> None:
