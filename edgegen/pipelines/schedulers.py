@@ -47,6 +47,9 @@ def make_scheduler(
 ) -> SchedulerMixin:
     """The scheduler asked for, with the noise schedule of the model's own (`current`).
 
+    PNDM without its Runge-Kutta start (nine evaluations more), as in Stable Diffusion's checkpoints,
+    unless `current` says otherwise.
+
     Args:
         scheduler: a name from `scheduler_names()`, with or without the ending `Scheduler`; an
             instance, taken as it is; or None for `current`.
@@ -72,7 +75,10 @@ def make_scheduler(
             f"scheduler '{scheduler}' is unknown: allowed are {', '.join(scheduler_names())}"
         )
     cls = getattr(diffusers, name)
-    return cls.from_config(_understood(cls, current.config), **changes)
+    config = _understood(cls, current.config)
+    if name == "PNDMScheduler":
+        config.setdefault("skip_prk_steps", True)
+    return cls.from_config(config, **changes)
 
 
 def _understood(cls: type, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -277,6 +277,15 @@ def test_every_scheduler_draws(
     assert "are not expected" not in caplog.text
 
 
+def test_pndm_begins_as_in_stable_diffusion() -> None:
+    plain = make_scheduler("PNDM", diffusers.DDIMScheduler())
+    plain.set_timesteps(8)
+    assert len(plain.timesteps) == 9
+    asked = make_scheduler("PNDM", diffusers.PNDMScheduler(skip_prk_steps=False))
+    asked.set_timesteps(8)
+    assert len(asked.timesteps) > 9
+
+
 def test_scheduler_instance_and_prediction_type(folders: Folders) -> None:
     own = diffusers.EulerDiscreteScheduler(beta_end=0.02)
     assert load(folders["sd1"], scheduler=own).scheduler is own
