@@ -47,8 +47,8 @@ def make_scheduler(
 ) -> SchedulerMixin:
     """The scheduler asked for, with the noise schedule of the model's own (`current`).
 
-    PNDM without its Runge-Kutta start (nine evaluations more), as in Stable Diffusion's checkpoints,
-    unless `current` says otherwise.
+    PNDM without its Runge-Kutta start (nine evaluations more), as in Stable Diffusion's
+    checkpoints, unless `current` says otherwise.
 
     Args:
         scheduler: a name from `scheduler_names()`, with or without the ending `Scheduler`; an
