@@ -26,7 +26,8 @@ def table(rows: Rows) -> str:
     """The dozen, then the screening of all cells."""
     screen, final = stages(rows)
     metrics = [name for name in FINAL if any(row.get(name) is not None for row in final)]
-    parts = ["# The chosen points", "", make_table(final, AXES, [], metrics).markdown()]
+    chosen = make_table(final, AXES, [], metrics).markdown() if metrics else "Not run yet.\n"
+    parts = ["# The chosen points", "", chosen]
     parts += ["# Screening: paired error to the base model's 100-step solution", ""]
     for guidance in sorted({row["guidance"] for row in screen}):
         own = [row for row in screen if row["guidance"] == guidance]
