@@ -42,15 +42,20 @@ def derived(rows: Rows, cells: Path) -> Rows:
 
     Clips of one subject are drawn together. The base is frame by frame with shared noise.
     """
-    base = next((row for row in rows if row["row"] == BASE), None)
-    made = []
-    for row in rows:
+    base = next((row for row in clips(rows) if row["row"] == BASE), None)
+    made = [row for row in rows if row["stage"] == "tuned"]
+    for row in clips(rows):
         found = dict(row)
         for metric in TESTED:
             if base is not None and row is not base:
                 found |= _difference(cells, row["cell"], base["cell"], metric)
         made.append(found)
     return made
+
+
+def clips(rows: Rows) -> Rows:
+    """The rows of edited clips, without the trainings."""
+    return [row for row in rows if row["stage"] != "tuned"]
 
 
 def _difference(cells: Path, first: str, second: str, metric: str) -> dict[str, float]:
@@ -74,7 +79,7 @@ def _clips(folder: Path, metric: str) -> tuple[np.ndarray, list[str]]:
 
 def table(rows: Rows) -> str:
     """Does it do the edit, is it steady, where does attention land, what does it cost."""
-    parts = []
+    parts, rows = [], clips(rows)
     for title, metrics in (
         ("Does it do the edit?", EDIT),
         ("Is it steady?", STEADY),
@@ -103,7 +108,7 @@ def figures(rows: Rows) -> dict[str, Figure]:
             x_interval=_ends(row, "video/error_one"),
             y_interval=_ends(row, "video/warp_error"),
         )
-        for row in rows
+        for row in clips(rows)
     ]
     return {"steadiness.png": plot_front(points, "video/error_one", "video/warp_error")}
 
