@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,8 @@ def shards(
     """Rows 0 … `count` − 1 in shards of `size`, read from `folder` or made and kept there.
 
     Args:
-        folder: made where it is missing; None keeps the rows in memory alone.
+        folder: made where it is missing; None keeps the rows in memory alone. Processes that share
+            it take shards in an order of their own and pass over what another has made.
         make: number of a row to its tensors, of the same names and shapes for every row.
         description: for the progress bar, which appears where something is missing.
 
@@ -29,21 +31,27 @@ def shards(
     """
     starts = range(0, count, size)
     paths = [None if folder is None else folder / f"{start:07d}.safetensors" for start in starts]
-    missing = [path is None or not path.exists() for path in paths]
-    rest = sum(min(size, count - s) for s, m in zip(starts, missing, strict=True) if m)
-    found = []
+    missing = [place for place, path in enumerate(paths) if path is None or not path.exists()]
+    if folder is not None:  # processes that need the same ones then share the work
+        random.Random(os.getpid()).shuffle(missing)
+    found: dict[int, Rows] = {}
+    rest = sum(min(size, count - starts[place]) for place in missing)
     with tqdm(total=rest, desc=description, disable=rest == 0) as bar:
-        for start, path, absent in zip(starts, paths, missing, strict=True):
-            if absent:
-                rows = []
-                for number in range(start, min(start + size, count)):
-                    rows.append(make(number))
-                    bar.update()
-                made = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-                if path is not None:
-                    _write(path, made)
-            found.append(made if path is None else load_file(path))
-    return found
+        for place in missing:
+            path, numbers = paths[place], range(starts[place], min(starts[place] + size, count))
+            if path is not None and path.exists():
+                bar.update(len(numbers))
+                continue
+            rows = []
+            for number in numbers:
+                rows.append(make(number))
+                bar.update()
+            made = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+            if path is None:
+                found[place] = made
+            else:
+                _write(path, made)
+    return [found[place] if path is None else load_file(path) for place, path in enumerate(paths)]
 
 
 def _write(path: Path, tensors: Rows) -> None:
