@@ -162,10 +162,8 @@ def test_the_ablation_runs_from_grid_to_table(
     given = ", ".join(f"{name}: {value}" for name, value in {**shared, **small}.items())
     out = tmp_path / "out"
     before = sorted((EXPERIMENTS / "fairy_ablation").glob("*.*"))
-    run_experiment(
-        ["name=fairy_ablation", "stages=[editor]", f"settings={{{given}, resamples: 20}}"]
-        + [f"output_dir={out}"]
-    )
+    changes = f"settings={{{given}, resamples: 20}}"
+    run_experiment(["name=fairy_ablation", "stages=[editor]", changes, f"output_dir={out}"])
     assert sorted((EXPERIMENTS / "fairy_ablation").glob("*.*")) == before
     rows = {row["row"]: row for row in from_csv((out / "results.csv").read_text())}
     assert len(rows) == 12
