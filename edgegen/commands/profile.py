@@ -30,6 +30,7 @@ from ..runs.profile_report import write_profile
 from ..runs.profile_tables import Analysis, attack_text, metrics_of
 from ..runs.record import Run, read_record
 from ..sampling.generate import noise_generator, noise_seed
+from ..sampling.guidance import call_guidance
 from ._generation import guidance_scale, methods_of, model_files, picture_size
 from ._main import command
 from ._model import load_model, quiet
@@ -113,7 +114,7 @@ def _with_weights(
         pipe.scheduler.set_timesteps(steps)
     except ValueError as error:
         raise ValueError(f"steps={steps}: {type(pipe.scheduler).__name__}: {error}") from error
-    settings = {"num_inference_steps": steps, "guidance_scale": guidance_scale(cfg, pipe)}
+    settings = {"steps": steps, "guidance": guidance_scale(cfg, pipe)}
     size = picture_size(cfg, pipe)
     for file in model_files(pipe):
         run.used_file(file)
@@ -121,8 +122,7 @@ def _with_weights(
         settings={
             "model": str(cfg.model.source),
             "scheduler": type(pipe.scheduler).__name__,
-            "steps": steps,
-            "guidance": settings["guidance_scale"],
+            **settings,
             "height": size[0],
             "width": size[1],
         }
@@ -166,12 +166,14 @@ def _draw(
     if "image" in takes:
         drawn = np.random.default_rng(noise_seed(*noise)).integers(0, 256, (height, width, 3))
         own["image"] = Image.fromarray(drawn.astype(np.uint8))
-    pipe(
-        prompt=prompt,
-        generator=noise_generator(*noise),
-        **settings,
-        **{name: value for name, value in own.items() if name in takes},
-    )
+    with call_guidance(pipe, settings["guidance"]) as scales:
+        pipe(
+            prompt=prompt,
+            generator=noise_generator(*noise),
+            num_inference_steps=settings["steps"],
+            **scales,
+            **{name: value for name, value in own.items() if name in takes},
+        )
 
 
 def _without_weights(cfg: DictConfig, steps: int, seed: int, how: Mapping[str, Any]) -> _Recorded:

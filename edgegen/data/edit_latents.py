@@ -98,7 +98,10 @@ class EditData(StreamDataModule):
         if sum(shares.values()) > 1:
             raise ValueError(f"data: {', '.join(shares)} together exceed 1")
         if affine and self.families.get("flip", 0) > 0:
-            raise ValueError("data.families.flip: must be 0 with data.affine; mirror images turn")
+            raise ValueError(
+                "data.families.flip: must be 0 with data.affine: what mirrors a moved picture is "
+                "not what moves a mirrored one"
+            )
         if size < 32 or size % 8:
             raise ValueError(f"data.size={size}: must be a multiple of 8, 32 or more")
         self.emoji = EmojiSet(emoji, groups=groups, limit=limit)

@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 from diffusers import SchedulerMixin
 
+_DEFAULTS = "_use_default_values"  # diffusers' list of what nobody chose
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
@@ -47,7 +48,7 @@ def make_scheduler(
 ) -> SchedulerMixin:
     """The scheduler asked for, with the noise schedule of the model's own (`current`).
 
-    PNDM without its Runge-Kutta start (nine evaluations more), as in Stable Diffusion's
+    PNDM without its Runge-Kutta start (eight evaluations more), as in Stable Diffusion's
     checkpoints, unless `current` says otherwise.
 
     Args:
@@ -64,7 +65,9 @@ def make_scheduler(
             f"prediction_type '{prediction_type}' is unknown: allowed are "
             f"{', '.join(PREDICTION_TYPES)}"
         )
-    changes = {} if prediction_type is None else {"prediction_type": prediction_type}
+    changes: dict[str, Any] = (
+        {} if prediction_type is None else {"prediction_type": prediction_type}
+    )
     if scheduler is None:
         return type(current).from_config(current.config, **changes) if changes else current
     if not isinstance(scheduler, str):
@@ -76,8 +79,9 @@ def make_scheduler(
         )
     cls = getattr(diffusers, name)
     config = _understood(cls, current.config)
-    if name == "PNDMScheduler":
-        config.setdefault("skip_prk_steps", True)
+    key = "skip_prk_steps"
+    if name == "PNDMScheduler" and (key not in config or key in config.get(_DEFAULTS, ())):
+        changes[key] = True
     return cls.from_config(config, **changes)
 
 

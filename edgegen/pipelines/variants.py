@@ -79,12 +79,18 @@ def editor_unet(
     base = read_unet(folder)
     if not highest_attention:
         base = _without_highest_attention(base, folder)
-    outputs, size = base.config.out_channels, sample_size or base.config.sample_size
+    inputs, outputs = base.config.in_channels, base.config.out_channels
+    if inputs not in (outputs, 2 * outputs):
+        raise ValueError(
+            f"{folder}: its UNet takes {inputs} channels and gives {outputs}: an editor is made of "
+            "one that takes as many, or twice as many"
+        )
+    size = sample_size or base.config.sample_size
     editor = _of(dict(base.config), in_channels=2 * outputs, sample_size=size)
     if trained:
         weights = base.state_dict()
         first = weights["conv_in.weight"]
-        more = first.new_zeros(len(first), 2 * outputs - first.shape[1], *first.shape[2:])
+        more = first.new_zeros(len(first), 2 * outputs - inputs, *first.shape[2:])
         weights["conv_in.weight"] = torch.cat([first, more], 1)
         editor.load_state_dict(weights)
     return editor

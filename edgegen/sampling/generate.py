@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 
-from .guidance import edit_guidance
+from .guidance import call_guidance
 
 
 def noise_seed(seed: int, index: int) -> int:
@@ -55,16 +54,11 @@ def sample(
         image_guidance: weight of what the picture shows; None leaves it to the pipeline.
     """
     optional: dict[str, Any] = {"height": height, "width": width}
-    scales: Any = nullcontext({"guidance_scale": guidance})
     if image is not None:
         optional = {"image": [read_image(image, height, width)] * len(prompts)}
-        taken = inspect.signature(pipe.__call__).parameters.get("image_guidance_scale")
-        if taken is not None:
-            scale = taken.default if image_guidance is None else image_guidance
-            scales = edit_guidance(pipe, guidance, scale)
     if negative_prompt is not None:
         optional["negative_prompt"] = [negative_prompt] * len(prompts)
-    with torch.inference_mode(), scales as given:
+    with torch.inference_mode(), call_guidance(pipe, guidance, image_guidance) as given:
         return pipe(
             prompt=list(prompts),
             num_inference_steps=steps,

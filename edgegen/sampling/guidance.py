@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,13 +13,12 @@ from torch import Tensor
 EDIT_SCALES = (7.5, 1.5)
 """Guidance by instruction and by picture at which an editor that takes them as inputs needs none;
 the defaults of diffusers' InstructPix2Pix pipeline."""
+_LEAST_EDIT_WIDTH = 8
 
 
 def guide(without: Tensor, given: Tensor, scale: float | Tensor) -> Tensor:
     """ε(∅) + s·(ε(c) − ε(∅)) of two (B, C, H, W); the scale is a number or (B,)."""
-    if isinstance(scale, Tensor):
-        scale = scale.view(-1, *[1] * (given.ndim - 1))
-    return without + scale * (given - without)
+    return without + _wide(scale, given) * (given - without)
 
 
 def guide_edit(
@@ -31,8 +31,12 @@ def guide_edit(
             instruction too.
         scale, image_scale: guidance by instruction and by picture, numbers or (B,).
     """
-    by_text = guide(torch.zeros_like(image), both - image, scale)
-    return guide(neither, image, image_scale) + by_text
+    by_text = _wide(scale, both) * (both - image)
+    return neither + by_text + _wide(image_scale, image) * (image - neither)
+
+
+def _wide(scale: float | Tensor, like: Tensor) -> float | Tensor:
+    return scale.view(-1, *[1] * (like.ndim - 1)) if isinstance(scale, Tensor) else scale
 
 
 def guidance_embedding(scale: Tensor, width: int) -> Tensor:
@@ -72,9 +76,13 @@ def edit_guidance_embedding(scale: Tensor, image_scale: Tensor, width: int) -> T
     """Features of an editor's two scales, (B,) each to (B, width).
 
     Half of them of each scale, as `guidance_embedding` makes them, less those of `EDIT_SCALES`: at
-    these they are zero, as for a pipeline that knows of no such input (diffusers' InstructPix2Pix
-    pipeline does not).
+    these they are zero. So diffusers' InstructPix2Pix pipeline, which knows of no such input, draws
+    at these scales when it is called with `guidance_scale=1`.
+
+    Raises ValueError for a width below 8.
     """
+    if width < _LEAST_EDIT_WIDTH:
+        raise ValueError(f"width={width}: must be {_LEAST_EDIT_WIDTH} or more")
     halves = []
     for value, usual, size in zip(
         (scale, image_scale), EDIT_SCALES, (width - width // 2, width // 2), strict=True
@@ -109,3 +117,21 @@ def edit_guidance(pipe: Any, scale: float, image_scale: float) -> Iterator[dict[
         yield {"guidance_scale": 1.0, "image_guidance_scale": image_scale}
     finally:
         hook.remove()
+
+
+def call_guidance(
+    pipe: Any, scale: float, image_scale: float | None = None
+) -> AbstractContextManager[dict[str, float]]:
+    """What to call any pipeline with, to be guided by these scales; see `edit_guidance`.
+
+    Args:
+        image_scale: guidance by the picture; None for the pipeline's own.
+
+    Raises ValueError for an `image_scale` where the pipeline takes none.
+    """
+    taken = inspect.signature(pipe.__call__).parameters.get("image_guidance_scale")
+    if taken is not None:
+        return edit_guidance(pipe, scale, taken.default if image_scale is None else image_scale)
+    if image_scale is not None:
+        raise ValueError(f"image_guidance={image_scale:g}: {type(pipe).__name__} takes none")
+    return nullcontext({"guidance_scale": scale})

@@ -134,7 +134,7 @@ class EditGuidanceModule(_Guided, EditingModule):
         scale, image_scale: of guidance by instruction and by picture, s_T and s_I: numbers; or the
             ends of ranges, from which they are drawn for every sample: the student then gets both
             as inputs, see `sampling.guidance.edit_guidance`, and without them (as in diffusers' own
-            pipeline) behaves as at `EDIT_SCALES`.
+            pipeline with `guidance_scale=1`) behaves as at `EDIT_SCALES`.
         width: of the features of both scales together.
 
     Raises:

@@ -15,7 +15,7 @@ from diffusers import (
 )
 
 from ..sampling.generate import noise_generator, noise_seed
-from ..sampling.guidance import edit_guidance_embedding, guidance_embedding, guide
+from ..sampling.guidance import edit_guidance_embedding, guidance_embedding, guide, guide_edit
 from ..sampling.steps import StepClock, undriven
 from .attention import Bank, Mode
 
@@ -223,8 +223,7 @@ class FrameDenoiser:
             return out
         if self.follows_source:
             text, image, neither = out.chunk(3)
-            by_image = self.edit.image_guidance * (image - neither)
-            return neither + self.guidance * (text - image) + by_image
+            return guide_edit(neither, image, text, self.guidance, self.edit.image_guidance)
         without, text = out.chunk(2)
         return guide(without, text, self.guidance)
 

@@ -22,12 +22,16 @@ from tqdm import tqdm
 
 from ...pipelines.schedulers import make_scheduler, scheduler_config
 from ...sampling.generate import sample as sample_pipeline
+from ...sampling.guidance import guide
 
 STEPS = 100
 BATCH = 16
 
 _SAMPLER = hashlib.sha256(
-    b"".join(Path(inspect.getfile(each)).read_bytes() for each in (sample_pipeline, make_scheduler))
+    b"".join(
+        Path(inspect.getfile(each)).read_bytes()
+        for each in (sample_pipeline, make_scheduler, guide)
+    )
 ).hexdigest()[:16]
 
 Seed = int | tuple[int, int]

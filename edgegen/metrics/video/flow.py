@@ -41,8 +41,8 @@ def dis_flow(first: Tensor, second: Tensor) -> Tensor:
 class RaftFlow(nn.Module):
     """RAFT (Teed and Deng 2020), which published warp errors mostly use; as torchvision has it.
 
-    Frames are continued at their borders to sides of whole multiples of eight, 128 at least, as
-    the authors' code does, and the flow is cut back. Arguments and result are those of `dis_flow`.
+    Frames are continued at their borders to sides of whole multiples of eight, as the authors' code
+    does, and 128 at least; the flow is cut back. Arguments and result are those of `dis_flow`.
 
     Args:
         weights: a file with a state dictionary of torchvision's RAFT, such as
@@ -60,9 +60,9 @@ class RaftFlow(nn.Module):
         super().__init__()
         if size not in ("large", "small"):
             raise ValueError(f"size={size}: RAFT is large or small")
-        models = optional("torchvision.models.optical_flow", "torchvision", "fid")
         path = Path(weights).expanduser()
         state, _ = read_weights(path, allow_pickle=True)
+        models = optional("torchvision.models.optical_flow", "torchvision", "fid")
         self.net = getattr(models, f"raft_{size}")(weights=None, progress=False)
         try:
             self.net.load_state_dict(state)
