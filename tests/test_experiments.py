@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from edgegen.commands._cells import Cell
+from edgegen.commands._compared import compared
 from edgegen.runs.experiment import Experiment, table_code
 from edgegen.runs.finished import from_csv, to_csv
 from edgegen.runs.space import grid_points, read_axes
@@ -87,3 +89,17 @@ def test_the_grid_of_steps() -> None:
         steps = [point["steps"] for point, _ in chosen if point["guidance"] == guidance]
         assert steps == [4, 12, 50]
     assert all((s["n"], s["seeds"]) == (None, [0, 1, 2, 3, 4, 5]) for _, s in chosen)
+
+
+@pytest.mark.parametrize("folder", PLANNED, ids=lambda folder: folder.name)
+def test_what_is_compared_can_be_built(folder: Path) -> None:
+    """The methods of `compare` are a list of their own, which composing does not read."""
+    experiment, rows = Experiment.read(folder), []
+    for stage in experiment.stages:
+        if stage.best_of is not None:
+            continue
+        for point, settings in experiment.points(stage, rows):
+            placed = experiment.placed(settings, rows, Path("cells"))
+            rows.append({"stage": stage.name, **point, "cell": "r0"})
+            if stage.command == "compare":
+                assert compared(Cell.of("compare", placed).config)

@@ -37,6 +37,12 @@ def text_encoder_of(clip: CLIPModel | CLIPTextModel) -> CLIPTextModel:
     return encoder.eval().requires_grad_(False)
 
 
+def frozen(net: nn.Module) -> nn.Module:
+    """A network that is learned from: in evaluation mode, without gradients, channels last."""
+    net = net.requires_grad_(False).eval()
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
 class DenoisingModule(lightning.LightningModule):
     """ε- or v-prediction with Min-SNR weights and an exponential moving average of the weights.
 
@@ -161,6 +167,10 @@ class DenoisingModule(lightning.LightningModule):
             kept = "an average of the weights" if "ema" in checkpoint else "no average"
             raise ValueError(f"the checkpoint holds {kept}: set module.ema_decay as it was")
         if self.ema is not None:
+            if len(checkpoint["ema"]["shadow_params"]) != len(self.ema.shadow_params):
+                raise ValueError(
+                    "the checkpoint holds averages of other weights: set module.text_lr as it was"
+                )
             self.ema.load_state_dict(checkpoint["ema"])
 
     def on_fit_start(self) -> None:
@@ -216,3 +226,27 @@ class DenoisingModule(lightning.LightningModule):
         if self.text_lr is not None:
             slower = {"slower": self.text_encoder.parameters(), "slower_lr": self.text_lr}
         return optimizer_and_schedule(self.unet.parameters(), **slower, **self.optimizer_options)
+
+
+class TaughtModule(DenoisingModule):
+    """What learns from a UNet of the same inputs.
+
+    Args:
+        unet: what is trained.
+        teacher: frozen; in no checkpoint.
+        arguments, options: further ones of `DenoisingModule`.
+
+    Raises ValueError for `text_lr`.
+    """
+
+    def __init__(
+        self, unet: nn.Module, teacher: nn.Module, *arguments: Any, **options: Any
+    ) -> None:
+        if options.get("text_lr") is not None:
+            raise ValueError("module.text_lr: the teacher reads the same text; must be null")
+        super().__init__(unet, *arguments, **options)
+        self._teacher = (frozen(teacher),)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._teacher[0].to(self.device)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from ..losses.diffusion import denoising_loss, diffuse, leap_target, parts_of
 from ..sampling.guidance import edit_guidance_embedding, guidance_embedding
-from .denoising import DenoisingModule
+from .denoising import TaughtModule
 from .guidance import draw_scales, scale_range
 
 
-class FewStepModule(DenoisingModule):
+class FewStepModule(TaughtModule):
     """Learns to do in one DDIM step what the teacher does in two (Salimans & Ho 2022, algorithm 2).
 
     The student begins as the teacher, which must need no classifier-free guidance: it was distilled
@@ -70,9 +70,7 @@ class FewStepModule(DenoisingModule):
                 f"teacher: has {theirs} channels in, out and features of guidance, "
                 f"the student {own}: must be the same"
             )
-        if options.get("text_lr") is not None:
-            raise ValueError("module.text_lr: the teacher reads the same text; must be null")
-        super().__init__(unet, clip, scheduler, optimizer, **options)
+        super().__init__(unet, teacher, clip, scheduler, optimizer, **options)
         total = len(self.alpha_bar)
         whole = isinstance(steps, int) and not isinstance(steps, bool) and steps > 0
         if not whole or total % (2 * steps):
@@ -84,17 +82,11 @@ class FewStepModule(DenoisingModule):
         self.kind = (
             StableDiffusionInstructPix2PixPipeline if self.edits else StableDiffusionPipeline
         )
-        teacher = teacher.requires_grad_(False).eval()
-        self._teacher = (teacher.to(memory_format=torch.channels_last),)  # type: ignore[call-overload]
         # ᾱ at the teacher's times, from none of the noise to all of it.
         times = torch.arange(1, 2 * steps + 1) * (total // (2 * steps)) - 1
         grid = torch.cat([torch.ones(1), self.alpha_bar[times]])
         self.register_buffer("alpha_bars", grid, persistent=False)
         self.register_buffer("times", torch.cat([times.new_tensor([-1]), times]), persistent=False)
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self._teacher[0].to(self.device)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         *beside, latents, tokens = batch

@@ -18,19 +18,16 @@ from ..sampling.guidance import (
     guide,
     guide_edit,
 )
-from .denoising import DenoisingModule
+from .denoising import TaughtModule
 from .editing import EditingModule
 from .optimization import step_generator
 
 
-class _Guided(DenoisingModule):
+class _Guided(TaughtModule):
     """What students of a guided teacher share.
 
     Args:
-        student: takes the place of the teacher's guidance.
-        teacher: a UNet of the same inputs, frozen; in no checkpoint.
         tokenizer: of the empty prompt.
-        options: of `DenoisingModule`.
     """
 
     empty: Tensor
@@ -38,26 +35,17 @@ class _Guided(DenoisingModule):
     def __init__(
         self, student: nn.Module, teacher: nn.Module, tokenizer: Any, *args: Any, **options: Any
     ) -> None:
-        if options.get("text_lr") is not None:
-            raise ValueError("module.text_lr: the teacher reads the same text; must be null")
         if teacher.config["time_cond_proj_dim"] is not None:  # type: ignore[index]
             raise ValueError("teacher: takes the guidance scale as an input, so it needs none")
-        super().__init__(student, *args, **options)
-        teacher = teacher.requires_grad_(False).eval()
-        self._teacher = (teacher.to(memory_format=torch.channels_last),)  # type: ignore[call-overload]
+        super().__init__(student, teacher, *args, **options)
         tokens = tokenizer("", padding="max_length", truncation=True).input_ids
         self.register_buffer("empty", torch.tensor(tokens), persistent=False)
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self._teacher[0].to(self.device)
 
     def _branches(self, noisy: Tensor, timesteps: Tensor, text: Tensor, count: int) -> list[Tensor]:
         """The teacher's predictions for `count` batches one after the other."""
         with torch.no_grad():
-            out: Tensor = self._teacher[0](noisy, timesteps.repeat(count), text, return_dict=False)[
-                0
-            ]
+            times = timesteps.repeat(count)
+            out: Tensor = self._teacher[0](noisy, times, text, return_dict=False)[0]
         return list(out.chunk(count))
 
 
@@ -160,6 +148,14 @@ class EditGuidanceModule(_Guided, EditingModule):
             unet = with_guidance_input(unet, width)  # type: ignore[arg-type]
         super().__init__(unet, teacher, tokenizer, clip, scheduler, optimizer, **options)
         self.width = width if drawn else None
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if any(getattr(self.trainer.datamodule, "drops", ())):  # type: ignore[attr-defined]
+            raise ValueError(
+                "data.drop_text, data.drop_image, data.drop_both: must be 0, for the teacher's "
+                "branches need both conditions"
+            )
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         source, target, tokens = batch

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..losses.reconstruction import psnr, reconstruction_loss
 from ..pipelines.save import replaced_folder
+from .denoising import frozen
 from .optimization import optimizer_and_schedule
 
 
@@ -51,8 +52,7 @@ class LightAutoencoderModule(lightning.LightningModule):
                 f"{theirs[0]} and {theirs[1]}: must be the same"
             )
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        teacher = teacher.requires_grad_(False).eval()
-        self._teacher = (teacher.to(memory_format=torch.channels_last),)  # type: ignore[call-overload]
+        self._teacher: tuple[Any] = (frozen(teacher),)
         self.optimizer_options, self.weight = optimizer, latents
 
     def on_fit_start(self) -> None:

@@ -11,6 +11,7 @@ import edgegen
 from edgegen.commands.generate import main as generate
 from edgegen.commands.quantize import main
 from edgegen.quantization import is_quantized
+from edgegen.quantization.modules import Quantized
 
 CALIBRATION = "calibration={prompts: [a fox], steps: 2}"
 
@@ -64,7 +65,8 @@ def test_what_is_told(run: Path) -> None:
     pipe = edgegen.load(run / "model")
     assert is_quantized(run / "model/unet")
     assert is_quantized(run / "model/vae")
-    assert pipe.unet is not None
+    assert isinstance(pipe.unet.conv_in, Quantized)
+    assert isinstance(pipe.vae.decoder.conv_in, Quantized)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from torch import nn
 
 from edgegen.sampling.guidance import (
     EDIT_SCALES,
+    call_guidance,
     edit_guidance_embedding,
     guidance_embedding,
     guide,
@@ -53,3 +57,46 @@ def test_at_the_usual_scales_an_editor_needs_no_input():
     assert (second[2] == 0).all()
     usual = [guidance_embedding(torch.tensor([each]), 4) for each in EDIT_SCALES]
     assert torch.equal(second[1], (guidance_embedding(torch.tensor([2.0]), 4) - usual[1])[0])
+
+
+class Pipe:
+    """Calls its network as InstructPix2Pix does: three branches, or one where guidance is off."""
+
+    def __init__(self, width):
+        self.seen = []
+        self.unet = nn.Identity()
+        self.unet.config = SimpleNamespace(time_cond_proj_dim=width)
+        self.unet.device, self.unet.dtype = torch.device("cpu"), torch.float32
+        self.unet.forward = lambda x, timestep_cond=None: self.seen.append((len(x), timestep_cond))
+
+    def __call__(self, guidance_scale=7.5, image_guidance_scale=1.5):
+        self.unet(torch.zeros(6 if guidance_scale > 1 else 2, 1))
+
+
+def test_an_editor_is_guided_by_its_input_where_it_has_one():
+    plain, taking = Pipe(None), Pipe(16)
+    with call_guidance(plain, 4.0, 2.0) as scales:
+        assert scales == {"guidance_scale": 4.0, "image_guidance_scale": 2.0}
+        plain(**scales)
+    with call_guidance(taking, 4.0) as scales:
+        taking(**scales)
+    assert plain.seen == [(6, None)]
+    ((count, given),) = taking.seen
+    wanted = edit_guidance_embedding(torch.tensor([4.0]), torch.tensor([1.5]), 16)
+    assert count == 2
+    assert torch.allclose(given, wanted.expand(2, -1), atol=1e-3)
+    with pytest.raises(KeyError), call_guidance(taking, 4.0):
+        raise KeyError
+    taking(guidance_scale=1.0)
+    assert taking.seen[1] == (2, None)
+
+
+def test_a_pipeline_without_guidance_by_the_picture():
+    class Plain:
+        def __call__(self, guidance_scale=7.5):
+            raise NotImplementedError
+
+    with call_guidance(Plain(), 4.0) as scales:
+        assert scales == {"guidance_scale": 4.0}
+    with pytest.raises(ValueError, match="image_guidance=2: Plain takes none"):
+        call_guidance(Plain(), 4.0, 2.0)

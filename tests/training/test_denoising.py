@@ -249,6 +249,13 @@ def test_without_an_average_the_last_weights_are_exported(
         assert torch.equal(value, module.unet.state_dict()[key])
 
 
+def test_averages_of_other_weights_are_refused(clip_folder: Path) -> None:
+    checkpoint: dict = {}
+    tiny_module(clip_folder, ema_decay=0.9).on_save_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match=r"set module\.text_lr as it was"):
+        tiny_module(clip_folder, ema_decay=0.9, text_lr=1e-3).on_load_checkpoint(checkpoint)
+
+
 # What comes out
 
 

@@ -115,6 +115,13 @@ def test_an_editor_stays_as_it_is_but_for_its_dearest_attention(
     assert not torch.equal(light(*inputs).sample, first(*inputs).sample)
 
 
+def test_no_editor_is_made_of_an_inpainting_model(tmp_path: Path) -> None:
+    given = {k: v for k, v in tiny_unet().config.items() if k[0] != "_"}
+    UNet2DConditionModel(**{**given, "in_channels": 9}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="takes 9 channels and gives 4"):
+        editor_unet(tmp_path)
+
+
 def test_random_weights_in_the_same_architecture(unet_folder: Path) -> None:
     fresh = editor_unet(unet_folder, trained=False)
     assert fresh.config.sample_size == 16

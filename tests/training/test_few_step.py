@@ -10,6 +10,7 @@ import lightning
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from test_denoising import Data
 from test_guidance_distillation import make_unet
 from torch.utils.data import DataLoader
 from transformers import CLIPModel
@@ -110,6 +111,24 @@ def test_the_loss_is_the_distance_to_two_steps_of_the_teacher(make: Any, kind: s
         errors.append(float((ours - wanted).square().mean()))
     assert losses == [pytest.approx(sum(errors) / 4, rel=1e-3)]
     assert losses[0] > 1e-6
+
+
+def test_what_is_exported_samples_at_the_times_that_it_was_trained_for(
+    make: Any, vae_folder: Path, clip_folder: Path
+) -> None:
+    module = make(4)
+    module.scheduler.register_to_config(steps_offset=1, clip_sample=True)
+    scheduler = module.pipeline(Data(vae_folder, clip_folder)).scheduler
+    scheduler.set_timesteps(4)
+    trained = module.times[2::2].flip(0)
+    assert torch.equal(scheduler.timesteps, trained)
+    assert torch.equal(scheduler.alphas_cumprod[trained], module.alpha_bars[2::2].flip(0))
+    # Its last step leads to the picture itself, unclipped.
+    noisy, prediction = 5 * torch.randn(2, 1, 4, 8, 8)
+    last = scheduler.step(prediction, scheduler.timesteps[-1], noisy)
+    assert torch.equal(last.prev_sample, last.pred_original_sample)
+    sample, _ = parts_of(prediction, noisy, module.alpha_bars[2:3], "v_prediction")
+    torch.testing.assert_close(last.prev_sample, sample, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

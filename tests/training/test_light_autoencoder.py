@@ -58,6 +58,7 @@ def test_it_learns_and_stands_in_for_the_teacher(
     teacher: AutoencoderKL, pictures: torch.Tensor, tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
     pipe = edgegen.load(tiny_pipeline_folder)
+    pipe.vae.register_to_config(scaling_factor=0.5)
     module = LightAutoencoderModule(tiny(pipe.vae), pipe.vae, OPTIMIZER)
 
     @torch.no_grad()
@@ -78,6 +79,11 @@ def test_it_learns_and_stands_in_for_the_teacher(
     module.export(tmp_path / "light", None)
     light = edgegen.load(tiny_pipeline_folder, vae=tmp_path / "light")
     assert isinstance(light.vae, AutoencoderTiny)
+    with torch.no_grad():
+        latents = light.vae.encode(pictures).latents * light.vae.config.scaling_factor
+        decoded = light.vae.decode(latents / light.vae.config.scaling_factor).sample
+        assert torch.equal(latents, module.model.encode(pictures).latents)
+        assert torch.equal(decoded, module.model.decode(latents).sample)
     light.set_progress_bar_config(disable=True)
     pipe.set_progress_bar_config(disable=True)
     sizes = [each("a fox", num_inference_steps=1).images[0].size for each in (pipe, light)]

@@ -63,11 +63,14 @@ def test_warp_errors_by_it(weights: Path) -> None:
     assert float(scores.compute()["video/warp_error"]) == pytest.approx(wanted)
 
 
-def test_files_that_hold_no_raft(net: Any, weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
-        RaftFlow(tmp_path / "none.pth")
+def test_weights_of_the_other_size(weights: Path) -> None:
     with pytest.raises(ValueError, match=r"not RAFT \(large\)") as said:
         RaftFlow(weights)
     assert "\n" not in str(said.value)
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
+        RaftFlow(tmp_path / "none.pth")
     with pytest.raises(ValueError, match="large or small"):
-        RaftFlow(weights, "huge")  # type: ignore[arg-type]
+        RaftFlow(tmp_path / "none.pth", "huge")  # type: ignore[arg-type]
