@@ -6,6 +6,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from edgegen.runs.tables import make_table
+
+ACCURACY = [
+    f"quality/{what}_{kind}"
+    for kind in ("natural", "emoji")
+    for what in ("closed_psnr", "closed_efflite0", "followed")
+]
+STEADY = ["video/regret", "video/warp_error", "video/tem_con_efflite0", "video/flicker"]
+SECONDS = "cost/seconds_per_frame"
 PARTS = {"UNet": "unet", "encoder": "vae_encoder", "decoder": "vae_decoder"}
 # TFLOPs a frame at 480², Table 1 of arXiv 2412.06578.
 PUBLISHED = {"base": 21.31, "efficient": 16.10, "guidance-distilled": 5.50, "few-step": 0.76}
@@ -26,6 +35,38 @@ def whole(row: Row, convention: str = "conv_linear") -> float:
 
 
 def table(rows: list[Row]) -> str:
+    """Full size: TFLOPs beside the published ones. Embedded: accuracy, steadiness, cost, bars."""
+    return "\n".join([full_size(of(rows, "full_size")), embedded(rows)])
+
+
+def embedded(rows: list[Row]) -> str:
+    """What each stage of the embedded editor does, costs and takes."""
+    accuracy, clips = of(rows, "accuracy"), of(rows, "clips")
+    if not accuracy or not clips:
+        return "# Embedded\n\nNot run yet.\n"
+    better: Any = {name: "higher" for name in ACCURACY}
+    parts = ["# Embedded: accuracy on held-out pairs", ""]
+    parts += [make_table(accuracy, ["name"], [], ACCURACY, better).markdown()]
+    parts += ["# Embedded: steadiness, and seconds a frame", ""]
+    parts += [make_table(clips, ["name"], [], [*STEADY, SECONDS], {}).markdown()]
+    heads = ["stage", *(f"{name}, GFLOPs" for name in PARTS), "whole frame", "times fewer"]
+    heads += ["times faster", "accuracy kept"]
+    lines = [_pipes(heads), _pipes(["---"] + ["---:"] * (len(heads) - 1))]
+    for row, judged in zip(clips, accuracy, strict=True):
+        cells = [row["name"], *(f"{1000 * part(row, name):.3g}" for name in PARTS)]
+        cells += [f"{1000 * whole(row):.3g}", f"{whole(clips[0]) / whole(row):.1f}"]
+        cells += [f"{clips[0][SECONDS] / row[SECONDS]:.1f}"]
+        kept = [judged[name] / accuracy[0][name] for name in ACCURACY if accuracy[0][name] > 0]
+        lines.append(_pipes([*cells, f"{min(kept):.0%}" if kept else "–"]))
+    note = "Accuracy kept: the least share of the base's, over all columns of the first table."
+    return "\n".join([*parts, "# Embedded: cost of a frame", "", *lines, "", note, ""])
+
+
+def of(rows: list[Row], stage: str) -> list[Row]:
+    return [row for row in rows if row["stage"] == stage]
+
+
+def full_size(rows: list[Row]) -> str:
     """TFLOPs a frame by part beside the published ones; then how many times fewer than the base."""
     heads = [
         "stage",
@@ -81,7 +122,8 @@ def table(rows: list[Row]) -> str:
 
 
 def figures(rows: list[Row]) -> dict[str, Figure]:
-    """What a frame costs, part by part, stage by stage."""
+    """Full size: what a frame costs, part by part, stage by stage."""
+    rows = of(rows, "full_size")
     figure = Figure(figsize=(6.4, 2.6), layout="constrained")
     axes = figure.subplots()
     names = [row["name"] for row in rows]
