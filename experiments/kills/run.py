@@ -176,7 +176,7 @@ def run(command: str, typed: list[str], folder: str) -> None:
 
 
 def jobs() -> dict[str, Job]:
-    evaluation = "model=emoji n=5 seeds=[0,1] steps=4 truth_steps=8 batch_size=2 guidance=3"
+    evaluation = "model=emoji n=10 seeds=[0,1] steps=12 truth_steps=24 batch_size=2 guidance=3"
     training = "experiment=clockwork/emoji trainer.max_steps=12 checkpoint_every=2"
     training += " data.batch_size=2 module.teacher.steps=4 module.adaptor.width=8"
     return {
@@ -187,7 +187,7 @@ def jobs() -> dict[str, Job]:
             done=pictures,
             outcome=evaluated,
             kills=7,
-            total=20,
+            total=40,
         ),
         "search": Job(
             command="sweep",
