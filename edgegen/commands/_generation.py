@@ -168,6 +168,7 @@ def method_settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def method_configs(cfg: DictConfig) -> dict[str, DictConfig]:
+    """The config of each method that `method=[…]` names; ValueError for settings of another."""
     found = {str(name): each for name, each in (cfg.get("method") or {}).items()}
     for name, each in found.items():
         if not isinstance(each, DictConfig) or "_target_" not in each:

@@ -25,13 +25,14 @@ def main(cfg: DictConfig, run: Run) -> None:
     specs = _specs(cfg)
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     pipe = load_model(cfg, str(device))
-    run.info(device=str(pipe.device), settings={"methods": method_settings(cfg)})
+    settings = {"model": str(cfg.model.source), "methods": method_settings(cfg)}
+    run.info(device=str(pipe.device), settings=settings)
     for file in model_files(pipe):
         run.used_file(file)
     reports = {}
-    for name, settings in specs.items():
+    for name, spec in specs.items():
         with quiet():
-            reports[name] = quantize_(pipe, **settings)
+            reports[name] = quantize_(pipe, **spec)
     with replaced_folder(run.dir / "model") as new, quiet():
         pipe.save_pretrained(new)
     text = json.dumps({name: report.plain() for name, report in reports.items()}, indent=1)
@@ -59,6 +60,6 @@ def _numbers(reports: dict[str, Report]) -> dict[str, float]:
     rows = [row for report in reports.values() for row in report.rows]
     return {
         "run/layers": sum(row.values > 0 for row in rows),
-        "cost/plain_mb": sum(row.plain_bytes for row in rows) / 1e6,
-        "cost/stored_mb": sum(row.stored_bytes for row in rows) / 1e6,
+        "cost/layers_plain_mb": sum(row.plain_bytes for row in rows) / 1e6,
+        "cost/layers_stored_mb": sum(row.stored_bytes for row in rows) / 1e6,
     }

@@ -18,6 +18,7 @@ _SPREADS = {
     "ends": lambda u: 3 * u * u - 2 * u * u * u,
 }
 _SPAN = "span"
+_PLACES = (*_SPREADS, _SPAN)
 ALLOWED = (
     "a whole number N from 1 (one full pass every N steps), {full: [1, 3, …]}, "
     "{reuse: [2, 4, …]}, {early: N}, {late: N}, {ends: N}, {span: N} or "
@@ -106,7 +107,7 @@ class Spread:
     n: int = 2
 
     def __post_init__(self) -> None:
-        if self.where not in (*_SPREADS, _SPAN):
+        if self.where not in _PLACES:
             raise ValueError(f"clock '{self.where}': allowed are {ALLOWED}")
         _check_whole(f"clock {self.where}", self.n)
 
@@ -161,7 +162,7 @@ def parse_clock(value: Any) -> Clock:
     Raises:
         ValueError: anything else.
     """
-    if isinstance(value, str) and value in (*_SPREADS, _SPAN):
+    if isinstance(value, str) and value in _PLACES:
         return Spread(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return Every(value)
@@ -178,7 +179,7 @@ def _parse_mapping(value: dict[str, Any]) -> Clock:
         (name, setting), *_ = value.items()
         if name in ("full", "reuse"):
             return Full(setting) if name == "full" else Reused(setting)
-        if name in (*_SPREADS, _SPAN):
+        if name in _PLACES:
             return Spread(name, setting)
         if name == "drift":
             return Drift(setting) if longest is None else Drift(setting, longest)

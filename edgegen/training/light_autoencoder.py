@@ -10,6 +10,7 @@ import lightning
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
+from torch.nn import functional
 
 from ..losses.reconstruction import psnr, reconstruction_loss
 from ..pipelines.save import replaced_folder
@@ -64,7 +65,7 @@ class LightAutoencoderModule(lightning.LightningModule):
         found = self.model.encode(batch).latents
         decoded = self.model.decode(wanted).sample
         pixels = reconstruction_loss(decoded.float(), batch)
-        latents = (found.float() - wanted.float()).square().mean()
+        latents = functional.mse_loss(found.float(), wanted.float())
         self.log_dict({"train/pixels": pixels, "train/latents": latents})
         return pixels + self.weight * latents
 

@@ -35,7 +35,7 @@ def table(rows: Rows) -> str:
         ("Change against 50 steps in full precision", "changed", ["row"], [CHANGE]),
         ("Clock, bits, steps", "front", ["form", "steps"], [BOPS, TIME, ERROR]),
         ("Training, and size", "adaptors", ["row"], ["train/loss_relative"]),
-        ("Quantized networks", "quantized", ["bits"], ["cost/stored_mb"]),
+        ("Quantized networks", "quantized", ["bits"], ["cost/layers_stored_mb"]),
     ):
         parts += [f"# {title}", "", shown(of(rows, stage), axes, metrics)]
     return "\n".join(parts)

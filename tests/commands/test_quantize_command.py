@@ -61,7 +61,7 @@ def test_what_is_told(run: Path) -> None:
     assert all(path.startswith("unet.") for path in paths["w4a8"])
     assert all(path.startswith("vae.") for path in paths["w8a8"])
     assert metrics["run/layers"] == len(paths["w4a8"] + paths["w8a8"])
-    assert 4 * metrics["cost/stored_mb"] < 1.5 * metrics["cost/plain_mb"]
+    assert 4 * metrics["cost/layers_stored_mb"] < 1.5 * metrics["cost/layers_plain_mb"]
     pipe = edgegen.load(run / "model")
     assert is_quantized(run / "model/unet")
     assert is_quantized(run / "model/vae")
