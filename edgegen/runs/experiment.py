@@ -20,7 +20,7 @@ from .space import grid_points, point_settings, read_axes
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 _KEYS = {"command", "settings", "metrics", "objectives", "stages"}
-_STAGE_KEYS = {"command", "settings", "space", "best_of", "within", "most"}
+_STAGE_KEYS = {"command", "settings", "space", "best_of", "where", "within", "most"}
 _MADE = re.compile(r"\{(\w+): ([^{}]+)\}")
 
 
@@ -34,6 +34,7 @@ class Stage:
         settings: what all its cells share beyond the experiment's own settings.
         space: the grid, as `read_axes` takes it; empty for the points of stage `best_of`.
         best_of: the earlier stage, of whose front by the objectives it takes points.
+        where: values of axes that points are taken from; of axes not named, all.
         within: axes; each combination of their values has a front of its own.
         most: points to take.
     """
@@ -43,6 +44,7 @@ class Stage:
     settings: Mapping[str, Any]
     space: Mapping[str, Any]
     best_of: str | None
+    where: Mapping[str, Sequence[Any]]
     within: Sequence[str]
     most: int
 
@@ -78,6 +80,9 @@ class Experiment:
                 raise ValueError(f"{path}: stages.{name}: give either space or best_of")
             if best_of is not None and best_of not in [earlier.name for earlier in stages]:
                 raise ValueError(f"{path}: stages.{name}.best_of={best_of}: no earlier stage")
+            where = stage.get("where", {})
+            space = next((each.space for each in stages if each.name == best_of), {})
+            _check_keys(f"{path}: stages.{name}.where", where, set(space), needed=())
             stages.append(
                 Stage(
                     name,
@@ -85,6 +90,7 @@ class Experiment:
                     stage.get("settings", {}),
                     stage.get("space", {}),
                     best_of,
+                    where,
                     stage.get("within", []),
                     stage.get("most", 12),
                 )
@@ -105,6 +111,7 @@ class Experiment:
         points = grid_points(axes)
         if origin is not stage:
             rows = [row for row in results if row["stage"] == origin.name]
+            rows = [row for row in rows if all(row[a] in v for a, v in stage.where.items())]
             if lacking := [n for n in self.objectives if any(row.get(n) is None for row in rows)]:
                 raise ValueError(f"stage {origin.name}: {lacking[0]}: not in the metrics of a cell")
             values = np.array([[row[name] for name in self.objectives] for row in rows], float)

@@ -38,6 +38,10 @@ def test_a_later_stage_takes_the_front_of_an_earlier_one(tmp_path):
         ({"steps": 1}, {"model": "sd15", "batch": 4, "steps": 1}),
         ({"steps": 3}, {"model": "sd15", "batch": 4, "steps": 3}),
     ]
+    only = GRID["stages"]["best"] | {"where": {"steps": [2, 3]}}
+    (tmp_path / "where").mkdir()
+    some = read(tmp_path / "where", GRID | {"stages": GRID["stages"] | {"best": only}})
+    assert [point["steps"] for point, _ in some.points(some.stages[1], rows)] == [2, 3]
     rows[1]["cost/params"] = None
     with pytest.raises(ValueError, match="stage all: cost/params: not in the metrics of a cell"):
         experiment.points(best, rows)
@@ -50,6 +54,10 @@ def test_a_later_stage_takes_the_front_of_an_earlier_one(tmp_path):
         ({"objectives": ["a/b"]}, "objectives: name two"),
         ({"stages": {"x": {}}}, "stages.x: give either space or best_of"),
         ({"stages": {"x": {"best_of": "y"}}}, "stages.x.best_of=y: no earlier stage"),
+        (
+            {"stages": GRID["stages"] | {"best": {"best_of": "all", "where": {"step": [1]}}}},
+            "stages.best.where: unknown key 'step'; allowed: steps",
+        ),
         ({"stages": {"x": {"spaces": {}}}}, "unknown key 'spaces'"),
     ],
 )
