@@ -47,6 +47,10 @@ class Score:
         """Whether there is no interval."""
         return self.low == self.value == self.high
 
+    def below_zero(self, otherwise: str = "no, more") -> str:
+        """Whether the interval lies below zero: "yes", `otherwise` where above, or neither."""
+        return "yes" if self.high < 0 else otherwise if self.low > 0 else "not told apart"
+
 
 Key = tuple[Any, ...]
 
@@ -212,6 +216,19 @@ def score_text(score: Score, intervals: bool = True) -> str:
     places = min(max(1 - math.floor(math.log10(half)), 0), 9)
     value, low, high = (f"{x:.{places}f}" for x in (score.value, score.low, score.high))
     return f"{value} [{low}, {high}]" if intervals else value
+
+
+def pairs_table(rows: Sequence[Row], metric: str, heads: str) -> str:
+    """Paired differences in `metric` of the rows whose `pair` is "LESS < MORE", as Markdown.
+
+    `heads` stands over the two names, as in "errs less | than". Empty where there is no row.
+    """
+    lines = [f"| {heads} | difference | |", "| --- | --- | ---: | --- |"]
+    for row in rows:
+        score = Score(row[metric], row[f"{metric}_lo"], row[f"{metric}_hi"])
+        less, more = str(row["pair"]).split(" < ")
+        lines.append(f"| {less} | {more} | {score_text(score)} | {score.below_zero()} |")
+    return "\n".join([*lines, ""]) if rows else ""
 
 
 def number_text(value: float) -> str:

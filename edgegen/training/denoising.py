@@ -222,10 +222,10 @@ class DenoisingModule(lightning.LightningModule):
         save_embedded(self.pipeline(data), folder)
 
     def configure_optimizers(self) -> Any:
-        slower = {}
+        text = {}
         if self.text_lr is not None:
-            slower = {"slower": self.text_encoder.parameters(), "slower_lr": self.text_lr}
-        return optimizer_and_schedule(self.unet.parameters(), **slower, **self.optimizer_options)
+            text = {"separate": self.text_encoder.parameters(), "separate_lr": self.text_lr}
+        return optimizer_and_schedule(self.unet.parameters(), **text, **self.optimizer_options)
 
 
 class TaughtModule(DenoisingModule):

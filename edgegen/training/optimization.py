@@ -97,15 +97,15 @@ def optimizer_and_schedule(
     betas: tuple[float, float] = (0.9, 0.99),
     muon: bool = False,
     schedule_options: dict[str, Any] | None = None,
-    slower: Iterable[nn.Parameter] = (),
-    slower_lr: float = 0.0,
+    separate: Iterable[nn.Parameter] = (),
+    separate_lr: float = 0.0,
 ) -> dict[str, Any]:
     """What `configure_optimizers` returns: AdamW, decay on matrices and kernels only.
 
     `schedule` is a name that `transformers.get_scheduler` knows, such as ``cosine`` or
     ``warmup_stable_decay``, and `schedule_options` what that schedule alone takes (there
     `num_decay_steps`); `warmup` and `steps` count optimisation steps. With `muon`, matrices and
-    kernels between layers of 16 channels or more take `Muon` steps. Parameters in `slower` take
+    kernels between layers of 16 channels or more take `Muon` steps. Parameters in `separate` take
     AdamW steps with a learning rate of their own, and none decays.
     """
     parameters = [p for p in parameters if p.requires_grad]
@@ -118,8 +118,8 @@ def optimizer_and_schedule(
     ]
     if hidden:
         groups.append({"params": hidden, "weight_decay": weight_decay, "muon": True})
-    if own := list(slower):
-        groups.append({"params": own, "weight_decay": 0.0, "lr": slower_lr})
+    if own := list(separate):
+        groups.append({"params": own, "weight_decay": 0.0, "lr": separate_lr})
     kind = Muon if hidden else torch.optim.AdamW
     optimizer = kind(groups, lr=lr, betas=betas, foreach=True)
     return with_schedule(optimizer, schedule, warmup, steps, schedule_options)

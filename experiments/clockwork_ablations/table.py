@@ -111,7 +111,7 @@ def orderings(rows: Rows) -> str:
         if row is None:
             continue
         score = Score(row[CHANGE], row[f"{CHANGE}_lo"], row[f"{CHANGE}_hi"])
-        holds = "yes" if score.high < 0 else "no, reversed" if score.low > 0 else "not told apart"
+        holds = score.below_zero("no, reversed")
         beside = f"{published[0]:.2f} < {published[1]:.2f}" if published else "–"
         lines.append(f"| {better} | {worse} | {beside} | {score_text(score)} | {holds} |")
     note = "`default`: the ResNet adaptor at clock 2, stage 1, 8 steps of DPM-Solver++, trained on "

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from edgegen.runs.cell_samples import add_latency, difference_rows
 from edgegen.runs.pareto import Point, plot_front
-from edgegen.runs.tables import Score, make_table, score_text
+from edgegen.runs.tables import make_table, pairs_table
 
 BOPS, TIME = "cost/tbops", "cost/seconds_per_image_interleaved"
 ERROR, CHANGE = "quality/ode_rmse", "quality/paired_rmse"
@@ -43,13 +43,7 @@ def table(rows: Rows) -> str:
 
 def adaptors(rows: Rows) -> str:
     """Paired differences of the change, with the side of zero on which they lie."""
-    lines = ["| errs less | than | difference | |", "| --- | --- | ---: | --- |"]
-    for row in of(rows, "pairs"):
-        score = Score(row[DIFFERENCE], row[f"{DIFFERENCE}_lo"], row[f"{DIFFERENCE}_hi"])
-        told = "yes" if score.high < 0 else "no, more" if score.low > 0 else "not told apart"
-        less, more = str(row["pair"]).split(" < ")
-        lines.append(f"| {less} | {more} | {score_text(score)} | {told} |")
-    return "\n".join([*lines, ""]) if len(lines) > 2 else "Not run yet.\n"
+    return pairs_table(of(rows, "pairs"), DIFFERENCE, "errs less | than") or "Not run yet.\n"
 
 
 def shown(rows: Rows, axes: list[str], columns: list[str]) -> str:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from edgegen.runs.cell_samples import difference_rows
 from edgegen.runs.pareto import Point, plot_front
-from edgegen.runs.tables import Score, make_table, score_text
+from edgegen.runs.tables import make_table, pairs_table
 
 ERROR, BOPS, SIZE = "quality/paired_rmse", "cost/tbops", "cost/stored_mb"
 CHANGE, BYTES = f"{ERROR}_change", "train/bytes_all"
@@ -54,19 +54,15 @@ def table(rows: Rows) -> str:
 
 def bars(rows: Rows) -> str:
     """Paired differences, with the side of zero on which they lie."""
-    lines = ["| less change | than | difference | |", "| --- | --- | ---: | --- |"]
-    for row in of(rows, "pairs"):
-        score = Score(row[CHANGE], row[f"{CHANGE}_lo"], row[f"{CHANGE}_hi"])
-        told = "yes" if score.high < 0 else "no, more" if score.low > 0 else "not told apart"
-        less, more = str(row["pair"]).split(" < ")
-        lines.append(f"| {less} | {more} | {score_text(score)} | {told} |")
+    parts = [pairs_table(of(rows, "pairs"), CHANGE, "less change | than")]
     memory = {row["row"]: row.get(BYTES) for row in of(rows, "trained")}
     full = memory.get("lsq w4 0")
-    for name, taken in memory.items():
-        if str(name).startswith("lrqat w4") and taken and full:
-            lines += [] if lines[-1].startswith("- ") else [""]
-            lines.append(f"- {name} takes {taken / full:.2f} of the bytes of full training.")
-    return "\n".join(lines) if len(lines) > 2 else "Not run yet."
+    parts += [
+        f"- {name} takes {taken / full:.2f} of the bytes of full training."
+        for name, taken in memory.items()
+        if str(name).startswith("lrqat w4") and taken and full
+    ]
+    return "\n".join(filter(None, parts)) or "Not run yet."
 
 
 def shown(rows: Rows, columns: list[str]) -> str:

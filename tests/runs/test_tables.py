@@ -8,7 +8,7 @@ import pytest
 
 from edgegen.runs.finished import finished_runs, from_csv, results, run_folders, to_csv
 from edgegen.runs.record import Run
-from edgegen.runs.tables import Score, best_of, direction, make_table, score_text
+from edgegen.runs.tables import Score, best_of, direction, make_table, pairs_table, score_text
 
 
 def made(folder: Path, config: dict, metrics: dict, code: str | None = "c0", **info) -> Path:
@@ -262,3 +262,19 @@ def test_a_null_metric_is_an_empty_cell(tmp_path):
     table = make_table(rows, ["name"], [], ["quality/x", "quality/y"])
     assert cells(table.markdown())[2] == ["a", "1", ""]
     assert json.loads((folder / "metrics.json").read_text())["quality/y"] is None
+
+
+def test_pairs_say_on_which_side_of_zero_they_lie():
+    rows = [
+        {"pair": "a b < c", "q/e": -0.2, "q/e_lo": -0.3, "q/e_hi": -0.1},
+        {"pair": "d < e", "q/e": 0.2, "q/e_lo": 0.1, "q/e_hi": 0.3},
+        {"pair": "f < g", "q/e": 0.0, "q/e_lo": -0.1, "q/e_hi": 0.1},
+    ]
+    assert pairs_table(rows, "q/e", "errs less | than").splitlines() == [
+        "| errs less | than | difference | |",
+        "| --- | --- | ---: | --- |",
+        "| a b | c | -0.20 [-0.30, -0.10] | yes |",
+        "| d | e | 0.20 [0.10, 0.30] | no, more |",
+        "| f | g | 0.00 [-0.10, 0.10] | not told apart |",
+    ]
+    assert pairs_table([], "q/e", "errs less | than") == ""
