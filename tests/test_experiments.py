@@ -87,7 +87,7 @@ def test_the_grid_of_steps() -> None:
     assert {point["scheduler"] for point, _ in chosen} == {"UniPCMultistep"}
     for guidance in (1, 2, 4, 7.5):
         steps = [point["steps"] for point, _ in chosen if point["guidance"] == guidance]
-        assert steps == [4, 8, 25]
+        assert steps == [4, 8, 16]
     assert all((s["n"], s["seeds"]) == (None, [0, 1, 2, 3, 4, 5]) for _, s in chosen)
 
 
