@@ -61,7 +61,7 @@ def test_grids_can_be_read_and_tables_made(folder: Path, tmp_path: Path) -> None
 def test_the_grid_of_steps() -> None:
     """7 × 5 × 4 cells, then twelve of the fronts on 2,028 pictures, six a caption."""
     experiment = Experiment.read(ROOT / "steps")
-    screen, final = experiment.stages
+    screen, final, _ = experiment.stages
     axes = read_axes(screen.space)
     assert [len(axis.grid()) for axis in axes] == [7, 5, 4]
     assert len(grid_points(axes)) == 140

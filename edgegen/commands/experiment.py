@@ -39,6 +39,9 @@ def main(cfg: DictConfig, run: Run) -> None:
             rows += _stage(found, stage, rows, _of(stage, kept), wanted, own, cfg, run)
         else:
             rows += _of(stage, kept)
+    if cfg.stages is not None:  # what `derived` made of cells that may not be here
+        declared = {stage.name for stage in found.stages}
+        rows += [row for row in kept if row["stage"] not in declared]
     rows = getattr(table_code(found.folder), "derived", _as_they_are)(rows, run.dir / CELLS)
     files = found.write(run.dir, rows)
     if not changes and cfg.limit is None:
