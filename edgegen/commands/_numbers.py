@@ -1,4 +1,4 @@
-"""Reading numbers among the settings, for commands that need no torch to start too."""
+"""Reading numbers and switches among the settings, for commands that need no torch to start too."""
 
 from __future__ import annotations
 
@@ -10,4 +10,12 @@ def whole_number(cfg: DictConfig, key: str, least: int) -> int:
     value = cfg[key]
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{key}={value}: must be a whole number, {least} or more")
+    return value
+
+
+def flag(cfg: DictConfig, key: str) -> bool:
+    """The setting `key`. Raises ValueError, naming it, unless it is true or false."""
+    value = cfg[key]
+    if not isinstance(value, bool):
+        raise ValueError(f"{key}={value}: must be true or false")
     return value

@@ -14,8 +14,9 @@ from typing import Any
 def helped(count: int, work: Callable[..., object], *arguments: Any) -> Iterator[None]:
     """While the block runs, `work(*arguments)` runs in `count` further processes.
 
-    At the end of the block they are waited for, and after an error ended. They also end when this
-    process is killed. `work` is a function of a module, and its arguments can be pickled.
+    At the end of the block they are waited for, and after an error killed, wherever they are (a
+    training or evaluation that they run would hold a SIGTERM back to its end). They also end when
+    this process is killed. `work` is a function of a module, and its arguments can be pickled.
     """
     context = multiprocessing.get_context("spawn")
     processes = [
@@ -29,7 +30,7 @@ def helped(count: int, work: Callable[..., object], *arguments: Any) -> Iterator
             process.join()
     finally:
         for process in processes:
-            process.terminate()
+            process.kill()
 
 
 def _begin(work: Callable[..., object], arguments: tuple[Any, ...]) -> None:

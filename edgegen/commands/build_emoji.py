@@ -10,16 +10,16 @@ from ..assets import file_sha256
 from ..data.building import build_emoji, check_sources, fetch_packages, tarballs
 from ..runs.record import Run
 from ._main import command
+from ._numbers import flag
 
 
 @command("build_emoji", free_text=("packages", "output"))
 def main(cfg: DictConfig, run: Run) -> None:
     """Fetch the packages where asked, draw every picture, and write the file."""
     packages = Path(cfg.packages).expanduser()
-    if not isinstance(cfg.fetch, bool):
-        raise ValueError(f"fetch={cfg.fetch}: must be true or false")
+    fetch = flag(cfg, "fetch")
     missing = [path for path in tarballs(packages) if not path.is_file()]
-    if missing and not cfg.fetch:
+    if missing and not fetch:
         raise FileNotFoundError(f"{missing[0]}: no such package; get it with fetch=true")
     if missing:
         fetch_packages(packages)

@@ -40,7 +40,7 @@ from ._generation import (
 )
 from ._main import command
 from ._model import load_options, quiet
-from ._numbers import whole_number
+from ._numbers import flag, whole_number
 from ._prompts import read_prompts
 
 _OUTPUTS = ("report.html", "table.md", "results.csv", "times.csv", "grid.png")
@@ -102,8 +102,7 @@ def _check(cfg: DictConfig) -> None:
     if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float)):
         raise ValueError(f"image_guidance={weight}: must be a number, 1 or more")
     for key in ("memory", "truth"):
-        if not isinstance(cfg[key], bool):
-            raise ValueError(f"{key}={cfg[key]}: must be true or false")
+        flag(cfg, key)
 
 
 def _judges(

@@ -33,7 +33,7 @@ from ._generation import (
 )
 from ._main import command
 from ._model import quiet
-from ._numbers import whole_number
+from ._numbers import flag, whole_number
 
 _SHARES = ("quality/concept_accuracy", "quality/concept_accuracy_relative", "quality/copy_rate")
 
@@ -41,6 +41,7 @@ _SHARES = ("quality/concept_accuracy", "quality/concept_accuracy_relative", "qua
 @command("concept_accuracy")
 def main(cfg: DictConfig, run: Run) -> None:
     """Draw the asked captions, judge the pictures, and write the figures and a random sheet."""
+    flag(cfg, "log_looks")
     for key in (
         "steps",
         "batch_size",

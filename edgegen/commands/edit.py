@@ -23,7 +23,7 @@ from ..video import Edited, VideoEditor
 from ._generation import method_settings, methods_of, model_files, read_text
 from ._main import command
 from ._model import load_model, quiet
-from ._numbers import whole_number
+from ._numbers import flag, whole_number
 
 
 @command("edit", free_text=("video", "instruction", "output", "negative_prompt"))
@@ -39,7 +39,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     editor = VideoEditor(
         pipe,
         anchors,
-        own=read_flag(cfg, "own"),
+        own=flag(cfg, "own"),
         schedule=str(cfg.schedule),
         chunk=whole_number(cfg, "chunk", 1),
     )
@@ -47,16 +47,16 @@ def main(cfg: DictConfig, run: Run) -> None:
         "resolution": None if cfg.resolution is None else whole_number(cfg, "resolution", 1),
         "limit": None if cfg.preview is None else whole_number(cfg, "preview", 1),
         "rate": None if cfg.rate is None else read_number(cfg, "rate"),
-        "audio": read_flag(cfg, "audio"),
+        "audio": flag(cfg, "audio"),
         "codec": read_text(cfg, "codec"),
-        "resume": read_flag(cfg, "resume"),
+        "resume": flag(cfg, "resume"),
         "steps": whole_number(cfg, "steps", 1),
         "guidance": None if cfg.guidance is None else read_number(cfg, "guidance"),
         "image_guidance": read_number(cfg, "image_guidance"),
         "strength": read_number(cfg, "strength"),
         "negative": read_text(cfg, "negative_prompt") or "",
         "seed": whole_number(cfg, "seed", 0),
-        "shared_noise": read_flag(cfg, "shared_noise"),
+        "shared_noise": flag(cfg, "shared_noise"),
     }
     attached = method_settings(cfg)
     if lost := cut_off(pipe, instruction):
@@ -190,9 +190,3 @@ def read_number(cfg: DictConfig, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e4:
         raise ValueError(f"{key}={value}: must be a number, 0 or more")
     return float(value)
-
-
-def read_flag(cfg: DictConfig, key: str) -> bool:
-    if not isinstance(cfg[key], bool):
-        raise ValueError(f"{key}={cfg[key]}: must be true or false")
-    return cfg[key]

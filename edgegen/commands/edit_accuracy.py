@@ -27,7 +27,7 @@ from ._edited import Ask, asks_of, draw_edits, score
 from ._generation import digest, method_settings, methods_of, model_files
 from ._main import command
 from ._model import load_model
-from ._numbers import whole_number
+from ._numbers import flag, whole_number
 
 _BACKBONE = "efflite0"
 _SHARES = ("closed_psnr", f"closed_{_BACKBONE}", "followed")
@@ -37,6 +37,7 @@ _LOGGED = ("model_sha256", "scheduler", "steps", "guidance", "image_guidance", "
 @command("edit_accuracy")
 def main(cfg: DictConfig, run: Run) -> None:
     """Edit held-out pictures, judge them group by group, and show a random part of each."""
+    flag(cfg, "log_looks")
     for key in ("n", "steps", "batch_size", "resamples"):
         whole_number(cfg, key, 1)
     for key in ("n_ambiguous", "seed", "shown"):

@@ -45,7 +45,7 @@ from ._generation import (
 from ._given import evaluate_given, read_folder
 from ._main import command
 from ._model import quiet
-from ._numbers import whole_number
+from ._numbers import flag, whole_number
 from ._scores import backbones_of, move, scores_of, scores_table, write_scores
 
 
@@ -55,6 +55,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     if cfg.images is not None:
         evaluate_given(cfg, run)
         return
+    flag(cfg, "log_looks")
     for key in ("steps", "batch_size", "truth_steps", *(["n"] if cfg.n is not None else [])):
         whole_number(cfg, key, 1)
     seeds = read_seeds(cfg)

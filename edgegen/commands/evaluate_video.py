@@ -39,8 +39,8 @@ from ._generation import digest, method_settings, methods_of, model_files, read_
 from ._main import command
 from ._model import quiet
 from ._moving import Ask, AttentionProbe, Shown, anchors_of, asks_of, scores_of
-from ._numbers import whole_number
-from .edit import load_editor, read_flag, read_number
+from ._numbers import flag, whole_number
+from .edit import load_editor, read_number
 
 _COLUMNS = 6  # frames of a clip in results.png
 
@@ -48,6 +48,7 @@ _COLUMNS = 6  # frames of a clip in results.png
 @command("evaluate_video", free_text=("judge",))
 def main(cfg: DictConfig, run: Run) -> None:
     """Edit the clips, measure each, and give means with intervals over subjects."""
+    flag(cfg, "log_looks")
     for key, least in (("n", 1), ("frames", 2), ("chunk", 1), ("steps", 1), ("resamples", 1)):
         whole_number(cfg, key, least)
     for key in ("n_ambiguous", "seed", "attention", "shown"):
@@ -58,13 +59,13 @@ def main(cfg: DictConfig, run: Run) -> None:
     anchors: Any = cfg.anchors
     if OmegaConf.is_config(anchors):
         anchors = OmegaConf.to_container(anchors)
-    editor = VideoEditor(pipe, anchors, own=read_flag(cfg, "own"), chunk=cfg.chunk)
+    editor = VideoEditor(pipe, anchors, own=flag(cfg, "own"), chunk=cfg.chunk)
     edit = {
         "steps": cfg.steps,
         "guidance": read_number(cfg, "guidance"),
         "image_guidance": read_number(cfg, "image_guidance"),
         "seed": cfg.seed,
-        "shared_noise": read_flag(cfg, "shared_noise"),
+        "shared_noise": flag(cfg, "shared_noise"),
     }
     size = _size(cfg, pipe)
     judges: list[nn.Module] = [EffLite0().to(pipe.device)]

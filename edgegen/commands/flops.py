@@ -17,7 +17,7 @@ from ..runs.atomic import write_atomic
 from ..runs.record import Run
 from ._generation import methods_of
 from ._main import command
-from ._numbers import whole_number
+from ._numbers import flag, whole_number
 
 _DTYPES = ("float32", "float16", "bfloat16")
 # Promised in every `metrics.json` of this command: the UNet's.
@@ -43,8 +43,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     for name in ("steps", "batch", "height", "width"):
         if cfg[name] is not None or name in ("steps", "batch"):
             whole_number(cfg, name, 1)
-    if not isinstance(cfg.guidance, bool):
-        raise ValueError(f"guidance={cfg.guidance}: must be true or false")
+    flag(cfg, "guidance")
     methods = methods_of(cfg)
     summary = run_cost(
         architecture(model),

@@ -29,7 +29,7 @@ from ._domain import read_domain
 from ._generation import guidance_scale, load_pipeline, model_files, report_cuts, sampling_settings
 from ._main import command
 from ._model import quiet
-from ._numbers import whole_number
+from ._numbers import flag, whole_number
 from ._operating_points import (
     ERRORS,
     OperatingPoint,
@@ -58,7 +58,7 @@ def main(cfg: DictConfig, run: Run) -> None:
             pipe.scheduler.set_timesteps(steps)
         except ValueError as error:
             raise ValueError(f"points.steps: {steps}: {error}") from error
-    cut = Stage(cfg.stage, cfg.before_upsampler)
+    cut = Stage(cfg.stage, flag(cfg, "before_upsampler"))
     cut.place(pipe.unet)
     settings = sampling_settings(cfg, pipe, cfg.steps, guidance_scale(cfg, pipe))
     run.info(device=str(pipe.device), seeds=[cfg.seed], settings=settings)

@@ -24,7 +24,7 @@ from ._arguments import options
 from ._cells import Cell
 from ._grid import error_of, run_grid
 from ._main import command
-from ._numbers import whole_number
+from ._numbers import flag, whole_number
 from ._results import write_results
 from ._workers import helped
 
@@ -78,6 +78,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     for key in ("n_trials", "workers", "heartbeat"):
         whole_number(cfg, key, 1)
     whole_number(cfg, "seed", 0)
+    flag(cfg, "mix")
     if cfg.sampler not in ("grid", *SAMPLERS):
         raise ValueError(f"sampler={cfg.sampler}: must be one of grid, {', '.join(SAMPLERS)}")
     # A mistake in the settings is found before anything is written.

@@ -11,6 +11,7 @@ from ..runs.finished import finished_runs, from_csv, results, run_folders, to_cs
 from ..runs.record import Run
 from ..runs.tables import Better, make_table
 from ._main import command
+from ._numbers import flag
 
 _FORMS = ("markdown", "latex", "csv")
 
@@ -22,16 +23,16 @@ def main(cfg: DictConfig, run: Run) -> None:
     metrics = names(cfg, "scores", least=1)
     if cfg.print not in _FORMS:
         raise ValueError(f"print={cfg.print}: must be one of {', '.join(_FORMS)}")
-    better = ways(cfg)
+    better, intervals, mix = ways(cfg), flag(cfg, "intervals"), flag(cfg, "mix")
     folders = run_folders(names(cfg, "runs", least=1))
-    found = finished_runs(folders, mix=cfg.mix)
+    found = finished_runs(folders, mix=mix)
     text = to_csv(results(found, [*rows, *cols], metrics))
     # Read back, so that the table is the one that this CSV gives again.
     table = make_table(from_csv(text), rows, cols, metrics, better)
     forms = {
         "csv": text,
-        "markdown": table.markdown(cfg.intervals),
-        "latex": table.latex(cfg.intervals),
+        "markdown": table.markdown(intervals),
+        "latex": table.latex(intervals),
     }
     for form, file in (("csv", "results.csv"), ("markdown", "table.md"), ("latex", "table.tex")):
         write_atomic(run.dir / file, forms[form])

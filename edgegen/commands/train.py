@@ -21,6 +21,7 @@ from ..runs.record import Run
 from ..training.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from ..training.optimization import emulates_bfloat16
 from ._main import command
+from ._numbers import flag
 
 
 @command("train")
@@ -37,10 +38,10 @@ def main(cfg: DictConfig, run: Run) -> None:
         raise ValueError(
             f"checkpoint_every={cfg.checkpoint_every}: must be a whole number, 1 or more"
         )
-    last = run.folder / "checkpoints" / "last.ckpt"
-    if last.exists() and not cfg.resume:
+    resume, last = flag(cfg, "resume"), run.folder / "checkpoints" / "last.ckpt"
+    if last.exists() and not resume:
         raise ValueError(f"{last} exists: continue with resume=true or choose another output_dir")
-    if cfg.resume and not last.exists():
+    if resume and not last.exists():
         print(f"resume=true: no {last}; training begins from its first step", file=sys.stderr)
     lightning.seed_everything(cfg.seed, verbose=False)
     data = instantiate(cfg.data, _convert_="all")

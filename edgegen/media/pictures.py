@@ -16,7 +16,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 def read_picture(path: str | Path) -> np.ndarray:
     """A picture file as (H, W, 3) uint8 RGB, upright, what is transparent on white.
 
-    Raises ValueError for a file that is damaged or no picture, FileNotFoundError for none.
+    Sixteen bits are scaled to eight. Raises ValueError for a file that is damaged, no picture, or
+    of more bits, whose range nobody knows; FileNotFoundError for none.
     """
     try:
         with Image.open(path) as image:
@@ -26,13 +27,22 @@ def read_picture(path: str | Path) -> np.ndarray:
                 upright: Image.Image = Image.new("RGBA", rgba.size, "white")
                 upright.alpha_composite(rgba)
             else:
-                upright = ImageOps.exif_transpose(image)
+                upright = _eight_bits(ImageOps.exif_transpose(image))
             return np.asarray(upright.convert("RGB"))
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: damaged, or no picture ({reason})") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Where Pillow would cut off what is above 255."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode}: 8 or 16 bits a channel are read")
+    return image
 
 
 def find_pictures(folder: str | Path) -> list[Path]:

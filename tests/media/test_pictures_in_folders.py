@@ -82,3 +82,17 @@ def test_pictures_are_read_when_asked_for(tmp_path: Path) -> None:
     assert [picture[0, 0, 0] for picture in pictures[1:3]] == [1, 2]
     with pytest.raises(FileNotFoundError):
         pictures[0]
+
+
+@pytest.mark.parametrize("name", ["ramp.png", "ramp.tif"])
+def test_sixteen_bits_are_scaled(name: str, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / name)
+    found = read_picture(tmp_path / name)
+    assert np.array_equal(found, np.arange(256).reshape(16, 16, 1).repeat(3, 2))
+
+
+def test_other_ranges_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)).save(tmp_path / "f.tif")
+    with pytest.raises(ValueError, match=r"f\.tif: .*mode F: 8 or 16 bits"):
+        read_picture(tmp_path / "f.tif")

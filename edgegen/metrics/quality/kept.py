@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Sequence
@@ -104,16 +106,44 @@ def features_by_size(backbone: nn.Module, pictures: Sequence[np.ndarray]) -> Ten
 
 
 def backbone_digest(backbone: nn.Module) -> str:
-    """SHA-256 of a backbone's class, weights and the preparation of its pictures."""
+    """SHA-256 of a backbone's code, settings and weights, and of the preparation of its pictures.
+
+    Settings are the configuration of every module in it, where it has one, and its attributes that
+    are numbers, texts or switches; what begins with an underscore is taken for state.
+    """
     digest = hashlib.sha256(f"{type(backbone).__module__}.{type(backbone).__qualname__}".encode())
+    with contextlib.suppress(OSError, TypeError):  # of a class typed in by hand there is no file
+        digest.update(Path(inspect.getfile(type(backbone))).read_bytes())
     for name in ("size", "processor"):
         value: Any = getattr(backbone, name, None)
         value = value.to_dict() if hasattr(value, "to_dict") else value
         digest.update(_json([name, value]))
+    for name, module in backbone.named_modules():
+        digest.update(_json([name, type(module).__qualname__, _settings(module)]))
     for key, tensor in sorted(backbone.state_dict().items()):
         digest.update(_json([key, str(tensor.dtype), list(tensor.shape)]))
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        key: value
+        for key, value in vars(module).items()
+        if not key.startswith("_") and key != "training" and _is_plain(value)
+    }
+    config = getattr(module, "config", None)
+    if hasattr(config, "to_dict"):
+        # Where a model was read from changes nothing.
+        known = {k: v for k, v in config.to_dict().items() if not k.startswith("_")}
+        found["config"] = known
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _read(path: Path, key: str, count: int) -> Tensor | None:

@@ -5,8 +5,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from edgegen.metrics.quality.kept import KeptFeatures, backbone_digest
+
+SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "image_size": 8}
+SMALL |= {"num_attention_heads": 2, "patch_size": 4}
+ACTS = ("gelu", "quick_gelu")
 
 
 class Means(nn.Module):
@@ -17,11 +22,12 @@ class Means(nn.Module):
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(weight))
-        self.calls = 0
+        self.power = 1
+        self._calls = 0
 
     def forward(self, pictures: Tensor) -> Tensor:
-        self.calls += 1
-        return pictures.mean((2, 3)) * self.weight.detach()
+        self._calls += 1
+        return pictures.mean((2, 3)) ** self.power * self.weight.detach()
 
 
 def pictures(count: int, size: int = 4, seed: int = 0) -> np.ndarray:
@@ -36,12 +42,12 @@ def test_features_are_those_of_the_backbone_and_computed_once(tmp_path) -> None:
     expected = given.astype(float).mean((1, 2)) / 255
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
     assert len(list(tmp_path.glob("means-*.safetensors"))) == 2
-    calls = backbone.calls
+    calls = backbone._calls
     assert torch.equal(KeptFeatures(backbone, tmp_path, chunk=60)(given), found)
-    assert backbone.calls == calls
+    assert backbone._calls == calls
     # One more picture: only the chunk that it is in.
     kept(np.concatenate([given, pictures(1, seed=1)]))
-    assert backbone.calls == calls + 1
+    assert backbone._calls == calls + 1
     assert torch.equal(KeptFeatures(backbone, None)(given), found)
 
 
@@ -52,7 +58,7 @@ def test_sizes_may_differ(tmp_path) -> None:
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("change", ["pixel", "weight", "class", "order", "shape"])
+@pytest.mark.parametrize("change", ["pixel", "weight", "setting", "class", "order", "shape"])
 def test_nothing_stale_is_read(change: str, tmp_path) -> None:
     given = pictures(4)
     KeptFeatures(Means(), tmp_path)(given)
@@ -62,6 +68,8 @@ def test_nothing_stale_is_read(change: str, tmp_path) -> None:
         given[2, 1, 1, 0] ^= 1
     elif change == "weight":
         backbone = Means(1.0000001)
+    elif change == "setting":
+        backbone.power = 2
     elif change == "class":
         backbone = type("Other", (Means,), {})()
     elif change == "order":
@@ -69,7 +77,7 @@ def test_nothing_stale_is_read(change: str, tmp_path) -> None:
     else:
         given = given.reshape(4, 2, 8, 3)
     found = KeptFeatures(backbone, tmp_path)(given)
-    assert backbone.calls == 1
+    assert backbone._calls == 1
     assert torch.equal(found, KeptFeatures(backbone, None)(given))
     assert len([path for path in tmp_path.iterdir() if path != before]) == 1
 
@@ -97,6 +105,9 @@ def test_a_file_that_does_not_belong_is_made_again(damage: str, tmp_path) -> Non
 def test_the_digest_is_of_weights_and_preparation() -> None:
     assert backbone_digest(Means()) == backbone_digest(Means())
     assert backbone_digest(Means()) != backbone_digest(Means(2.0))
+    networks = [CLIPVisionModel(CLIPVisionConfig(**SMALL, hidden_act=act)) for act in ACTS]
+    networks[1].load_state_dict(networks[0].state_dict())
+    assert backbone_digest(networks[0]) != backbone_digest(networks[1])
     resized = Means()
     resized.size = 64
     assert backbone_digest(resized) != backbone_digest(Means())
