@@ -18,7 +18,7 @@ from ..metrics.quality.backbone import name_of
 from ..metrics.quality.evaluation import Material, Score, judge
 from ..metrics.quality.kept import backbone_digest
 from ..runs.environment import sha256
-from ..runs.record import Run
+from ..runs.record import Run, read_record
 from ._prompts import read_prompts
 from ._scores import backbones_of, by_default, move, scores_of, scores_table, write_scores
 
@@ -33,6 +33,9 @@ def evaluate_given(cfg: DictConfig, run: Run) -> None:
     line each, for one that is damaged, an empty folder, and for counts or sizes that differ where
     pairs were asked for.
     """
+    for key in ("images", "reference"):
+        if cfg[key] is not None and not str(cfg[key]).strip():
+            raise ValueError(f"{key}=: give a folder, a picture or a video")
     kinds = {key: is_video(cfg[key]) for key in ("images", "reference") if cfg[key] is not None}
     if len(set(kinds.values())) > 1:
         raise ValueError("images, reference: must be two videos or two folders of pictures")
@@ -53,6 +56,10 @@ def evaluate_given(cfg: DictConfig, run: Run) -> None:
         judges={name_of(each): backbone_digest(each) for each in backbones_of(scores.values())},
         **{f"{key}_sha256": _digest(cfg[key]) for key in kinds},
     )
+    # No model drew these pictures.
+    inputs = read_record(run.dir)["inputs"]
+    drawn = [key for key in inputs if key.startswith("model.")]
+    run.info(seeds=None, inputs={k: v for k, v in inputs.items() if k not in drawn})
     run.log({"run/pictures": len(material.pictures)})
     own = run.dir / "features"
     found = judge(scores, replace(material, own_cache=own))
@@ -112,7 +119,7 @@ def _videos(cfg: DictConfig) -> tuple[Material, list[str]]:
             f"prompts_file={cfg.prompts_file}: {len(captions)} captions; a video takes two, of the "
             "source and of the edit"
         )
-    frames = _frames(cfg.images)
+    frames = _frames("images", cfg.images)
     missing = {"clip": _CLIP, "prompts": "videos have no prompts", "judge": "videos have none"}
     if captions is None:
         missing["captions"] = "no captions: give prompts_file=FILE, a line for source and for edit"
@@ -120,7 +127,7 @@ def _videos(cfg: DictConfig) -> tuple[Material, list[str]]:
     if cfg.reference is None:
         missing |= {"pairs": "nothing to compare with: give reference=VIDEO"}
     else:
-        pairs = _frames(cfg.reference)
+        pairs = _frames("reference", cfg.reference)
         if len(pairs) != len(frames):
             raise ValueError(
                 f"images has {len(frames)} frames and reference {len(pairs)}: as many are needed"
@@ -151,10 +158,13 @@ def read_folder(option: str, folder: str) -> tuple[PictureFiles, list[tuple[int,
         raise type(error)(f"{option}={error}") from error
 
 
-def _frames(path: str) -> np.ndarray:
-    frames = [frame.pixels for frame in open_clip(path)]
+def _frames(option: str, path: str) -> np.ndarray:
+    try:
+        frames = [frame.pixels for frame in open_clip(path)]
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{option}={error}") from error
     if len(frames) < 2:
-        raise ValueError(f"{path}: two frames or more are needed, got {len(frames)}")
+        raise ValueError(f"{option}={path}: two frames or more are needed, got {len(frames)}")
     return np.stack(frames)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -27,7 +28,9 @@ def load_model(cfg: DictConfig, device: str) -> DiffusionPipeline:
     Raises ValueError or FileNotFoundError, naming the option.
     """
     if cfg.model.source is None:
-        raise ValueError(f"model={cfg.model.name}: says no weights; give model.source=...")
+        name = cfg.model.name
+        beside = f", or model=./{name} for the folder" if Path(name).is_dir() else ""
+        raise ValueError(f"model={name}: says no weights; give model.source=...{beside}")
     try:
         with quiet():
             pipe = load(

@@ -21,7 +21,9 @@ def write_results(
     objectives: Mapping[str, str],
     title: str,
 ) -> None:
-    """Write `results.csv`, `table.md`, `pareto.png` (of two objectives) and `report.html`.
+    """Write `results.csv`, `table.md`, `report.html`, and plots of the objectives.
+
+    `pareto.png` is of the first two, `pareto2.png` of the first and the third, and so on.
 
     Args:
         rows: one a run, with `cell` (name of its folder under `cells`), the axes' values, the
@@ -38,16 +40,18 @@ def write_results(
     table = make_table(once, axes, [], list(objectives), better)
     write_atomic(folder / "table.md", table.markdown())
     plots = []
-    if len(objectives) == 2:
-        png = picture_bytes(front_plot(once, axes, objectives))
-        write_atomic(folder / "pareto.png", png)
-        plots.append((" against ".join(objectives), png))
-    cells = dict.fromkeys(row["cell"] for row in rows if row["cell"])
+    first, *others = objectives.items()
+    for number, other in enumerate(others):
+        png = picture_bytes(front_plot(once, axes, dict([first, other])))
+        write_atomic(folder / f"pareto{number + 1 if number else ''}.png", png)
+        plots.append((f"{first[0]} against {other[0]}", png))
+    cells = {row["cell"]: {axis: row[axis] for axis in axes} for row in rows if row["cell"]}
     write_collection_report(
         folder / "report.html",
-        [Shown.read(folder / CELLS / str(cell)) for cell in cells],
+        [Shown.read(folder / CELLS / str(cell), named) for cell, named in cells.items()],
         title=title,
         lead=f"{len(once)} different runs, each in {folder / CELLS}.",
+        metrics=list(objectives),
         plots=plots,
     )
 

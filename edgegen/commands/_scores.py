@@ -51,7 +51,8 @@ def scores_of(cfg: DictConfig, kind: str) -> tuple[dict[str, Score], dict[str, s
         if isinstance(found[name], WholeClipScore) and kind != "videos":
             raise ValueError(f"metrics={name}: judges videos alone")
     if not found:
-        raise ValueError("metrics: there is nothing to compute; give metrics=default")
+        why = "; ".join(notes.values()) or "there is nothing to compute; give metrics=default"
+        raise ValueError(f"metrics: {why}")
     return found, notes
 
 

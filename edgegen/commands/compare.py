@@ -219,13 +219,14 @@ def _write(
         for file, prompt in zip(row, shown, strict=True)
     ]
     write_png(run.dir / "grid.png", grid(cells, len(shown)), {})
+    noun = "prompt" if len(prompts) == 1 else "prompts"
     record = read_record(run.dir)
     settings = record["settings"]
     write_comparison(
         run.dir / "report.html",
         title=f"Methods side by side on {Path(settings['model']).name}",
         lead=f"{settings['steps']} steps of {settings['scheduler']}, guidance "
-        f"{settings['guidance']:g}, {len(prompts)} prompts, pictures of {settings['width']} × "
+        f"{settings['guidance']:g}, {len(prompts)} {noun}, pictures of {settings['width']} × "
         f"{settings['height']} pixels, the same noise for every method.",
         rows=rows,
         notes=explained,

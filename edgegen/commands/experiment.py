@@ -171,14 +171,23 @@ def _code(run: Finished) -> str:
 
 def _report(found: Experiment, rows: list[Row], folder: Path) -> None:
     figures = table_code(found.folder).figures(rows)
-    named = dict.fromkeys(row["cell"] for row in rows if row.get("cell") is not None)
+    named: dict[str, Row] = {}
+    for row in rows:
+        if row.get("cell") is not None:
+            named.setdefault(row["cell"], _axes(row))
     # Rows of other stages may be of cells that ran elsewhere.
     cells = [cell for cell in named if is_finished(folder / CELLS / cell)]
     write_collection_report(
         folder / "report.html",
-        [Shown.read(folder / CELLS / cell) for cell in cells],
+        [Shown.read(folder / CELLS / cell, named[cell]) for cell in cells],
         title=f"Experiment {found.folder.name}",
         lead=f"{len(cells)} runs. What they show is in {found.folder}.",
         metrics=list(found.metrics),
         plots=[(name, picture_bytes(figure)) for name, figure in figures.items()],
     )
+
+
+def _axes(row: Row) -> Row:
+    """What names a row: its stage, and the values of the axes."""
+    rest = ("cell", "code")
+    return {k: v for k, v in row.items() if "/" not in k and k not in rest and v is not None}

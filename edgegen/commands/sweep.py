@@ -109,6 +109,8 @@ def _search(cfg: DictConfig, study: Study, run: Run) -> list[Row]:
     shared = {"study": asdict(study), "sampler": cfg.sampler, "seed": cfg.seed}
     if not cfg.mix:
         shared["code"] = code_version()
+    if cfg.storage is not None:  # one that cannot be opened leaves nothing behind
+        _opened(study, storage, shared, cfg.heartbeat)
     root = run.dir / CELLS
     job = (study, storage, shared, cfg.heartbeat, cfg.n_trials, root)
     with (
@@ -129,16 +131,8 @@ def _search(cfg: DictConfig, study: Study, run: Run) -> list[Row]:
     ]
 
 
-def _work(
-    study: Study,
-    storage: str,
-    shared: Mapping[str, Any],
-    heartbeat: int,
-    n: int,
-    root: Path,
-    bar: tqdm | None = None,
-) -> Search:
-    search = Search(
+def _opened(study: Study, storage: str, shared: Mapping[str, Any], heartbeat: int) -> Search:
+    return Search(
         storage,
         f"{study.command}-{shared['sampler']}",
         study.axes,
@@ -149,6 +143,18 @@ def _work(
         folder=_locks(storage),
         heartbeat=heartbeat,
     )
+
+
+def _work(
+    study: Study,
+    storage: str,
+    shared: Mapping[str, Any],
+    heartbeat: int,
+    n: int,
+    root: Path,
+    bar: tqdm | None = None,
+) -> Search:
+    search = _opened(study, storage, shared, heartbeat)
 
     def score(point: dict[str, Scalar], remark: Callable[[str, Any], None]) -> Sequence[float]:
         cell = study.at(point)

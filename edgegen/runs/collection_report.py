@@ -20,6 +20,7 @@ from .tables import Score, best_of, direction, number_text, score_text, short
 
 _ENDS = ("_lo", "_hi", "_n", "_sd", "_q25", "_q75", "_iqr", "_p95")
 _MOST_COLUMNS = 14
+_FIRST = ("quality/ode_rmse", "quality/ode_efflite0", "cost/tflops_all", "cost/seconds_per_image")
 _PICTURES, _VIDEOS = ("*.png", "*.jpg", "*.webp"), ("*.mp4", "*.webm")
 _LARGEST = {"picture": 2_000_000, "video": 4_000_000}  # bytes a file
 _LARGEST_PAGE = 40_000_000  # bytes of files in all
@@ -27,21 +28,27 @@ _LARGEST_PAGE = 40_000_000  # bytes of files in all
 
 @dataclass(frozen=True)
 class Shown:
-    """A run as a report shows it, finished or not."""
+    """A run as a report shows it, finished or not.
+
+    `named` holds the values of the axes that name it in a grid: they stand in place of the settings
+    that the runs differ in.
+    """
 
     folder: Path
     record: Mapping[str, Any]
     config: Mapping[str, Any]
     metrics: Mapping[str, float | None]
+    named: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path) -> Shown:
+    def read(cls, folder: Path, named: Mapping[str, Any] | None = None) -> Shown:
         """What there is of the run; a file that cannot be read counts as empty."""
         return cls(
             folder,
             read_record(folder),
             _read(folder / "config.yaml", yaml.safe_load),
             _read(folder / "metrics.json", json.loads),
+            named or {},
         )
 
     @property
@@ -83,9 +90,10 @@ def write_collection_report(
     Args:
         runs: in the order of the table.
         title, lead: the heading, and the sentence or two under it.
-        settings: dotted keys of the settings to show; None for those in which the runs differ.
-        metrics: to show; None for a choice of those there are, quality first. All of them are in
-            the records below.
+        settings: dotted keys of the settings to show; None for what names the runs, or else those
+            in which they differ.
+        metrics: to show; None for a choice of those there are, the paired error and the cost first.
+            All of them are in the records below.
         plots: (caption, PNG).
         notes: remarks under the table.
 
@@ -94,7 +102,8 @@ def write_collection_report(
     """
     if not runs:
         raise ValueError("no runs to report")
-    keys = differing(runs) if settings is None else list(settings)
+    axes = list(dict.fromkeys(key for run in runs for key in run.named))
+    keys = list(settings) if settings is not None else axes or differing(runs)
     names = _main_metrics(runs) if metrics is None else list(metrics)
     files = _Files()
     pictures = [
@@ -145,14 +154,19 @@ def flat(node: Any, path: str = "") -> dict[str, Any]:
 
 
 def differing(runs: Sequence[Shown]) -> list[str]:
-    """Dotted keys of the settings in which the runs differ, but for where they are kept."""
+    """Dotted keys of the settings in which the runs differ, but for where they are kept.
+
+    What only tells Hydra how to build a part, as `method.clockwork._target_`, is left out.
+    """
     settings = [flat(run.config) for run in runs]
     keys = dict.fromkeys(key for each in settings for key in each)
     skipped = ("output_dir", "cache")
     return [
         key
         for key in keys
-        if key not in skipped and len({repr(each.get(key)) for each in settings}) > 1
+        if key not in skipped
+        and not key.rpartition(".")[2].startswith("_")
+        and len({repr(each.get(key)) for each in settings}) > 1
     ]
 
 
@@ -161,10 +175,18 @@ def _main_metrics(runs: Sequence[Shown]) -> list[str]:
     known = {name for run in finished for name, value in run.metrics.items() if value is not None}
     ends = {name + end for name in known for end in _ENDS}
     groups = {"quality": 0, "video": 1, "cost": 2}
-    found = sorted(known - ends, key=lambda name: (groups.get(name.partition("/")[0], 3), name))
+
+    def group(name: str) -> int:
+        return groups.get(name.partition("/")[0], 3)
+
+    def rank(name: str) -> tuple[Any, ...]:
+        part = any(name.startswith(f"{whole}_") for whole in known)  # of another, as by style
+        return _FIRST.index(name) if name in _FIRST else len(_FIRST), part, group(name), name
+
+    found = sorted(known - ends, key=rank)
     if len(found) > _MOST_COLUMNS:  # those that tell the runs apart
         found = [n for n in found if len({run.metrics.get(n) for run in finished}) > 1] or found
-    return found[:_MOST_COLUMNS]
+    return sorted(found[:_MOST_COLUMNS], key=group)
 
 
 def _score(run: Shown, name: str) -> Score | None:
@@ -187,7 +209,7 @@ def _best(runs: Sequence[Shown], names: Sequence[str]) -> set[tuple[int, str]]:
 def _row(
     number: int, run: Shown, keys: list[str], names: list[str], best: set[tuple[int, str]]
 ) -> list[dict[str, Any]]:
-    settings = flat(run.config)
+    settings = {**flat(run.config), **run.named}
     cells = [{"text": run.folder.name, "value": run.folder.name, "kind": "word"}]
     for key in keys:
         value = plain(settings.get(key))

@@ -43,14 +43,20 @@ class Column:
             return Cell("unknown" if self.name in row else "")
         low, high, more = (row.get(name) for name in (self.low, self.high, self.more))
         if low is not None and high is not None:
-            return Cell(self.shown(value), f"[{self.shown(low)}, {self.shown(high)}]")
+            return Cell(self.shown(value), _interval(self.shown(low), self.shown(high)))
         return Cell(self.shown(value), "" if more is None else f"+{self.shown(more)}")
 
 
 def columns(rows: Mapping[str, Row]) -> list[Column]:
-    """The columns for which at least one row has a figure."""
+    """The columns for which at least one row has a figure: errors and scores, then costs."""
     time, memory = "cost/seconds_per_image", "cost/peak_memory_mb"
+    names = {name: None for row in rows.values() for name in row if name.startswith("quality/")}
     found = [
+        _bounded(_quality_head(name), name, _signed if name.endswith(f"_vs_{PLAIN}") else _score)
+        for name in names
+        if not ENDS.search(name)[0]  # type: ignore[index]
+    ]
+    found += [
         Column("Time", time, _seconds, f"{time}_q25", f"{time}_q75"),
         Column("Time, p95", f"{time}_p95", _seconds),
         _bounded(f"Time ÷ {PLAIN}", "cost/time_ratio", _ratio),
@@ -63,11 +69,6 @@ def columns(rows: Mapping[str, Row]) -> list[Column]:
         Column("Energy, measured", "cost/energy_measured_j", _joules),
         Column("Energy, estimated", "cost/energy_estimated_j", _joules),
     ]
-    names = {name: None for row in rows.values() for name in row if name.startswith("quality/")}
-    for name in names:
-        if not ENDS.search(name)[0]:  # type: ignore[index]
-            shown = _signed if name.endswith(f"_vs_{PLAIN}") else _score
-            found.append(_bounded(_quality_head(name), name, shown))
     return [column for column in found if any(column.name in row for row in rows.values())]
 
 
@@ -212,10 +213,18 @@ def notes(
             f"truth, the plain model's own {truth_steps}-step solution from the same noise; less "
             f"is better. Minus {PLAIN}: the mean difference, picture by picture."
         )
-    if count is not None:
+    if count is not None and count > 1:
         few = " Methods that are close take 200 or more to tell apart." if count < 200 else ""
         found.append(f"Brackets behind scores: 95 % bootstrap over {count:g} pictures.{few}")
     return found
+
+
+def _interval(low: str, high: str) -> str:
+    """`[848, 863] ms` where both have one unit; numbers and units stay on one line."""
+    numbers, units = zip(*(text.partition(" ")[::2] for text in (low, high)), strict=True)
+    if units[0] == units[1]:
+        return f"[{numbers[0]}, {numbers[1]}]" + (f"\u00a0{units[0]}" if units[0] else "")
+    return f"[{low}, {high}]".replace(" ", "\u00a0").replace(",\u00a0", ", ")
 
 
 def _is_count(name: str) -> bool:

@@ -17,6 +17,11 @@ IMMATERIAL = frozenset({"output_dir", "resume", "log_looks"})
 # The same at any depth: folders that keep what would else be computed again.
 _CACHES = frozenset({"cache", "store"})
 _LONGEST_PATH = 1024
+# Settings that name weights or data.
+_INPUTS = frozenset(
+    {"source", "config", "tokenizer", "vae", "images", "reference", "clip", "backbone", "subject"}
+    | {"predictor", "spec"}
+)
 
 
 def input_files(
@@ -73,8 +78,7 @@ def run_id(
 
 def _names_input(key: str) -> bool:
     """Whether a setting's value is a folder even where it looks like a plain word."""
-    last = key.rpartition(".")[2]
-    return last in {"source", "images", "reference", "clip", "backbone", "predictor", "spec"}
+    return key.rpartition(".")[2] in _INPUTS
 
 
 def _material(settings: Mapping[str, Any]) -> dict[str, Any]:

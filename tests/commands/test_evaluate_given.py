@@ -96,6 +96,17 @@ def test_pairs_are_compared_by_name(run):
     assert metrics["quality/psnr_n"] == metrics["run/pictures"] == 12
     assert metrics["quality/lpips"] is None
     assert is_finished("o")
+    record = read_record("o")
+    assert record["seeds"] is None  # no model drew them
+    assert not [key for key in record["inputs"] if key.startswith("model.")]
+
+
+def test_one_pair_has_no_interval(run):
+    save("mine", drawn(1, 0))
+    save("theirs", drawn(1, 1))
+    metrics = run("images=mine", "reference=theirs", "metrics=[psnr]")
+    assert metrics["quality/psnr_n"] == 1
+    assert not [name for name in metrics if name.endswith(("_lo", "_hi", "_sd"))]
 
 
 def test_pictures_of_other_names_are_no_pairs(refused):
@@ -174,6 +185,8 @@ def test_faults_of_folders_take_one_line(refused):
     assert "reference=empty: holds no picture" in refused(typed, "reference=empty")
     assert "images=nowhere: no such folder" in refused("images=nowhere", "reference=theirs")
     assert "give reference=FOLDER" in refused(typed)
+    assert "images=: give a folder" in refused("images=", "reference=theirs")
+    assert "give metrics.lpips.weights=FILE" in refused(typed, "reference=large", "metrics=[lpips]")
     assert "metrics=vmaf: cannot judge pictures" in refused(
         typed, "reference=large", "metrics=[vmaf]"
     )
@@ -263,7 +276,9 @@ def test_faults_of_videos_take_one_line(refused, clips):
         "images=small.mp4", "reference=source.mp4"
     )
     Path("none.mp4").write_bytes(b"no video at all")
-    assert "none.mp4: damaged, or no video" in refused("images=none.mp4", "reference=source.mp4")
+    assert "images=none.mp4: damaged, or no video" in refused(
+        "images=none.mp4", "reference=source.mp4"
+    )
     assert "no such file" in refused("images=away.mp4", "reference=source.mp4")
     assert "metrics=concept: cannot judge videos" in refused(
         "images=source.mp4", "reference=source.mp4", "metrics=[concept]"

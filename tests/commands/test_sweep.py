@@ -144,6 +144,7 @@ def test_a_grid_by_two_processes_killed_on_the_way(study, tmp_path, monkeypatch)
         (["+study.settings.stepps=3"], "unknown option 'stepps'"),
         (["study.objectives={cost/tflops_all: less}"], "must be minimize or maximize"),
         (["study.space.steps.type=real"], "space.steps: type=real"),
+        (["mix=no"], "mix=no: must be true or false"),
         (["storage=nonsense"], "storage=nonsense: cannot be opened"),
     ],
 )
@@ -156,6 +157,7 @@ def test_one_line_for_a_mistake(study, tmp_path, capsys, arguments, words):
     lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert len(lines) == 1
     assert words in lines[0]
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_no_study(tmp_path, capsys):

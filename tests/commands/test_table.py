@@ -85,6 +85,8 @@ def test_runs_of_different_code(runs, capsys):
         (["rows=settings.scheduler", ASKED[2]], "scheduler=DDIM: two runs fall into this cell"),
         ([*ASKED, "lower=[a/b]", "higher=[a/b]"], "a/b is named in lower and in higher"),
         (["rows=3", ASKED[2]], "rows=3: must be a text"),
+        ([*ASKED, "mix=no"], "mix=no: must be true or false"),
+        ([*ASKED, "intervals=never"], "intervals=never: must be true or false"),
     ],
 )
 def test_one_line_for_a_mistake(runs, capsys, arguments, words):

@@ -225,3 +225,28 @@ def test_sorting_in_a_browser(runs, tmp_path, width):
     assert found["wide"] <= 0
     assert found["broken"] == 0
     assert found["width"] == width
+
+
+def test_of_many_metrics_error_and_cost_are_shown(tmp_path):
+    many = {f"quality/a{n}": n + 0.5 for n in range(20)} | {"quality/a1_noto": 1.5}
+    many |= {"quality/ode_rmse": 0.1, "cost/tflops_all": 2.5, "cost/a": 1.0}
+    runs = [
+        made(tmp_path / name, {"method": {"_target_": name, "clock": clock}}, many)
+        for name, clock in (("a", 2), ("b", 3))
+    ]
+    (head, *_) = Page(write(runs, tmp_path).read_text()).rows
+    assert head[:3] == ["run", "clock", "quality/ode_rmse"]
+    assert head[-1] == "cost/tflops_all"
+    assert len(head) == 2 + 14
+    assert "quality/a1_noto" not in head
+
+
+def test_what_names_a_run_stands_for_its_settings(tmp_path):
+    made(tmp_path / "a", {"clock": 2, "cut": 1}, {"cost/a": 1.5})
+    made(tmp_path / "b", {"clock": 3, "cut": 2}, {"cost/a": 2.5})
+    runs = [Shown.read(tmp_path / name, {"row": f"clock {name}"}) for name in "ab"]
+    rows = Page(write(runs, tmp_path).read_text()).rows
+    assert rows[0] == ["run", "row", "cost/a"]
+    assert [row[1] for row in rows[1:3]] == ["clock a", "clock b"]
+    rows = Page(write(runs, tmp_path, settings=["cut"]).read_text()).rows
+    assert rows[0] == ["run", "cut", "cost/a"]

@@ -177,13 +177,13 @@ def test_the_table_in_markdown():
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (heads, none, fast)]
     assert list(zip(*cells, strict=True)) == [
         ("Method", "none", "fast"),
-        ("Time", "2.00 s [1.90 s, 2.25 s]", "500 ms"),
-        ("Time ÷ none", "", "0.250 [0.200, 0.300]"),
-        ("UNet, all", "800 GFLOP", "400 MFLOP"),
-        ("Peak memory", "unknown", "1.50 GB +20.0 MB"),
         ("Pixel error", "0.0500", "0.0600"),
         ("Text score (judge)", "27.3", ""),
         ("Pixel error, minus none", "", "−0.0100 [−0.0200, +0.0000]"),
+        ("Time", "2.00 s [1.90, 2.25]\u00a0s", "500 ms"),
+        ("Time ÷ none", "", "0.250 [0.200, 0.300]"),
+        ("UNet, all", "800 GFLOP", "400 MFLOP"),
+        ("Peak memory", "unknown", "1.50 GB +20.0 MB"),
     ]
     assert set(rule) == set("|-: ")
     assert rest == ["", "- what it means"]

@@ -123,5 +123,8 @@ def test_folders_with_plain_names_are_hashed(
     for name in ("mine", "default"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.png").write_bytes(b"one")
-    found = input_files({"images": "mine", "metrics": {"text": {"clip": "mine"}}, "way": "default"})
-    assert set(found) == {"images", "metrics.text.clip"}
+    model = {"vae": "mine", "tokenizer": "mine", "config": "mine"}
+    found = input_files(
+        {"images": "mine", "metrics": {"text": {"clip": "mine"}}, "way": "default", "model": model}
+    )
+    assert set(found) == {"images", "metrics.text.clip", *(f"model.{key}" for key in model)}

@@ -85,9 +85,13 @@ class Scores:
     notes: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, values: np.ndarray, material: Material) -> None:
-        """The mean of (N,) values with its interval, and the values themselves."""
+        """The mean of (N,) values with its interval, and the values themselves.
+
+        There is no interval of values that are not independent, nor of one group of them.
+        """
         self.rows[name] = values
-        if not material.independent:
+        groups = len(values) if material.clusters is None else len(set(material.clusters))
+        if not material.independent or groups < 2:
             self.metrics |= {name: float(values.mean()), f"{name}_n": len(values)}
             return
         estimate = bootstrap_mean(values, material.clusters)
@@ -136,7 +140,9 @@ def judge(scores: Mapping[str, Score], material: Material) -> Scores:
         everything.notes |= found.notes
         for name in score.names(material):
             if name not in everything.metrics and name not in everything.notes:
-                everything.notes[name] = "; ".join(reasons) or "not given by the metric"
+                everything.notes[name] = (
+                    "; ".join(dict.fromkeys(reasons)) or "not given by the metric"
+                )
     return everything
 
 

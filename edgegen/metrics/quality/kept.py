@@ -132,7 +132,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
         for key, value in vars(module).items()
         if not key.startswith("_") and key != "training" and _is_plain(value)
     }
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     if hasattr(config, "to_dict"):
         # Where a model was read from changes nothing.
         known = {k: v for k, v in config.to_dict().items() if not k.startswith("_")}
