@@ -1,6 +1,7 @@
 """Grids and searches by the command, on a tiny model, with a process that is killed."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from edgegen.commands._results import write_results
 from edgegen.commands.sweep import main
 from edgegen.runs.finished import Finished, from_csv
 from edgegen.runs.record import Run, is_finished, read_record
@@ -42,6 +44,22 @@ def rows(folder):
 
 def starts(folder):
     return {f.name: read_record(f)["start"] for f in (folder / "cells").iterdir() if is_finished(f)}
+
+
+def test_what_is_left_of_three_objectives(tmp_path):
+    rows = []
+    for number, name in enumerate(("none", "clock 2")):
+        with Run(tmp_path / "cells" / f"r{number}", config={"deep": {"_target_": name}}) as run:
+            run.log({"quality/ode_rmse": number + 0.5, "cost/a": 1.5, "cost/b": 2.5, "cost/c": 1})
+        rows.append({"cell": f"r{number}", "method": name, "error": None})
+        rows[-1] |= {"quality/ode_rmse": number + 0.5, "cost/a": 1.5, "cost/b": 2.5}
+    ways = {"quality/ode_rmse": "minimize", "cost/a": "minimize", "cost/b": "minimize"}
+    write_results(tmp_path, rows, ["method"], ways, title="three")
+    assert {file.name for file in tmp_path.glob("*.png")} == {"pareto.png", "pareto2.png"}
+    page = (tmp_path / "report.html").read_text()
+    head = re.findall(r'<th scope="col"[^>]*><button[^>]*>([^<]*)', page)
+    assert head == ["run", "method", *ways]
+    assert "quality/ode_rmse against cost/b" in page
 
 
 def test_a_grid_runs_each_cell_once(study, tmp_path):
