@@ -57,9 +57,8 @@ def evaluate_given(cfg: DictConfig, run: Run) -> None:
         **{f"{key}_sha256": _digest(cfg[key]) for key in kinds},
     )
     # No model drew these pictures.
-    inputs = read_record(run.dir)["inputs"]
-    drawn = [key for key in inputs if key.startswith("model.")]
-    run.info(seeds=None, inputs={k: v for k, v in inputs.items() if k not in drawn})
+    inputs = read_record(run.dir)["inputs"].items()
+    run.info(seeds=None, inputs={k: v for k, v in inputs if not k.startswith("model.")})
     run.log({"run/pictures": len(material.pictures)})
     own = run.dir / "features"
     found = judge(scores, replace(material, own_cache=own))
