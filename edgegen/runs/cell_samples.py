@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from PIL import Image
 
 from ..api import load
 from ..cost.latency import paired_ratio
@@ -25,7 +26,7 @@ from ..metrics.quality.pictures import as_floats
 from ..metrics.quality.truths import pipeline_truths
 from .finished import Row, from_csv
 from .fronts import hypervolume_gain
-from .pictures import read_settings
+from .pictures import grid, picture_name, read_settings
 
 _LATENCY = "cost/seconds_per_image"
 _ENDS = {"": "value", "_lo": "low", "_hi": "high", "_n": "n"}
@@ -196,6 +197,24 @@ def difference_rows(
             estimate = paired_difference(ours, theirs, prompts)
             made.append({"stage": stage, "pair": name} | _columns(f"{metric}_change", estimate))
     return made
+
+
+def first_pictures(cells: Path, rows: Mapping[str, Row], columns: int = 7) -> Image.Image:
+    """The first pictures of some cells, unpicked: a row of the grid a cell, a column a prompt.
+
+    Args:
+        rows: what to write under a row's first picture, to the row of the experiment; under the
+            others stand their prompts.
+
+    Raises FileNotFoundError where a cell is not on disk.
+    """
+    shown = []
+    for label, row in rows.items():
+        for number in range(columns):
+            file = cells / str(row["cell"]) / "images" / picture_name(number)
+            made = read_settings(file) or {}
+            shown.append((file, str(made.get("prompt", "")) if number else label))
+    return grid(shown, columns).quantize(256, Image.Quantize.MAXCOVERAGE)
 
 
 def front_rows(
