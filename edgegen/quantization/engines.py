@@ -126,14 +126,23 @@ def frozen(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function compiled for one shape, its weights constants that are laid out for the kernels.
 
     `freezing` must be set while it is called: as an option of `torch.compile` it comes too late for
-    weights to be seen as constants, and int8 kernels are then refused.
+    weights to be seen as constants, and int8 kernels are then refused. For each matrix product the
+    quicker of oneDNN's kernel and inductor's own template is taken: oneDNN's for integers is the
+    slower one on the small matrices of a UNet.
     """
     from torch._inductor import config as inductor_config  # takes a second to import
 
     compiled = torch.compile(function, dynamic=False)
+    options = {
+        "freezing": True,
+        "max_autotune_gemm": True,
+        "max_autotune_gemm_backends": "CPP,ATEN",
+        "max_autotune_report_choices_stats": False,
+        "autotune_num_choices_displayed": 0,
+    }
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with inductor_config.patch(freezing=True):
+        with inductor_config.patch(options):
             return compiled(*args, **kwargs)
 
     return run

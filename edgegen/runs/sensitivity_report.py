@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from ..quantization.allocation import Bits
@@ -84,22 +83,38 @@ def write_sensitivity(
 
 def heat_map(found: Sensitivity, kind: str, bits: int) -> bytes:
     """PNG: the signal-to-noise ratio in dB, a row a layer, a column a timestep."""
-    values = np.array([layer.errors[kind][bits] for layer in _with(found, kind, bits)])
-    ratios = -10 * np.log10(np.maximum(values, 1e-12))
-    names = [layer.path.removeprefix("unet.") for layer in _with(found, kind, bits)]
-    size = (4.6 + 0.45 * len(found.times), 0.9 + 0.115 * len(names))
-    figure = Figure(figsize=size, dpi=130, layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(ratios, aspect="auto", cmap="magma", interpolation="nearest")
-    axes.set_xticks(range(len(found.times)), [f"{time:.0f}" for time in found.times], fontsize=6)
-    axes.set_yticks(range(len(names)), names, fontsize=5)
-    axes.set_xlabel("timestep", fontsize=7)
-    bar = figure.colorbar(image, ax=axes, fraction=0.05)
-    bar.set_label("dB", fontsize=7)
-    bar.ax.tick_params(labelsize=6)
+    layers = _with(found, kind, bits)
+    ratios = [[decibels(max(e, 1e-12)) for e in each.errors[kind][bits]] for each in layers]
+    names = [layer.path.removeprefix("unet.") for layer in layers]
+    figure = layers_figure({"": ratios}, names, found.times)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def layers_figure(
+    maps: Mapping[str, Sequence[Sequence[float]]], layers: Sequence[str], times: Sequence[float]
+) -> Figure:
+    """Heat maps side by side, each with a scale of its own.
+
+    Args:
+        maps: title → dB, [layer][timestep].
+        times: timesteps, as the columns go.
+    """
+    size = (2.6 + len(maps) * (2.0 + 0.45 * len(times)), 0.9 + 0.115 * len(layers))
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    for axes, (title, values) in zip(
+        figure.subplots(1, len(maps), sharey=True, squeeze=False)[0], maps.items(), strict=True
+    ):
+        image = axes.imshow(values, aspect="auto", cmap="magma", interpolation="nearest")
+        axes.set_title(title, fontsize=8)
+        axes.set_xticks(range(len(times)), [f"{time:.0f}" for time in times], fontsize=6)
+        axes.set_yticks(range(len(layers)), layers, fontsize=5)
+        axes.set_xlabel("timestep", fontsize=7)
+        bar = figure.colorbar(image, ax=axes, fraction=0.05)
+        bar.set_label("dB", fontsize=7)
+        bar.ax.tick_params(labelsize=6)
+    return figure
 
 
 def _with(found: Sensitivity, kind: str, bits: int) -> list[LayerSensitivity]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 
 from edgegen.runs.cell_samples import difference_rows
 from edgegen.runs.pareto import Point, plot_front
+from edgegen.runs.sensitivity_report import decibels, layers_figure
 from edgegen.runs.tables import make_table, pairs_table
 
 ERROR, BOPS, SIZE = "quality/paired_rmse", "cost/tbops", "cost/stored_mb"
@@ -36,6 +38,14 @@ WITHOUT = ("one step calibrated", "skips together", "time embedding as met")
 for form in ("w4a8", "w4a4"):
     BARS += [(form, f"{form} {each}") for each in WITHOUT]
     BARS += [(f"{form} {each}", form) for each in ("4 time groups", "by token", "gptq")]
+# Columns of the stage `sqnr`: what is quantized of one layer → dB at the UNet's output.
+SQNR = {
+    "W4": ("weights", "4"),
+    "A8": ("activations", "8"),
+    "A4": ("activations", "4"),
+    "W8A8": ("both", "8"),
+    "W4A4": ("both", "4"),
+}
 Rows = list[dict[str, Any]]
 
 
@@ -49,7 +59,37 @@ def table(rows: Rows) -> str:
         ("Learning rates, one seed", "rates", TRAINED[:1]),
     ):
         parts += [f"# {title}", "", shown(of(rows, stage), metrics)]
+    parts += ["# Signal to quantization noise at the UNet's output, dB", "", noise(rows)]
     return "\n".join(parts)
+
+
+def noise(rows: Rows) -> str:
+    """All layers together, then the layers that do most harm alone; sqnr.png has them all."""
+    whole = of(rows, "layers")
+    if not whole:
+        return "Not run yet.\n"
+    names = [name for name in whole[0] if name.startswith("quality/sqnr_db_")]
+    together = ", ".join(
+        f"{name.removeprefix('quality/sqnr_db_').upper()} {whole[0][name]:.1f}"
+        for name in names
+        if whole[0][name] is not None
+    )
+    lines = [f"All layers: {together}. Alone, the worst of each kind, averaged over timesteps:", ""]
+    lines += ["| | layer | dB |", "| --- | --- | ---: |"]
+    for name in SQNR:
+        means = {layer: sum(dbs) / len(dbs) for layer, dbs in by_layer(rows, name).items()}
+        worst = sorted(means, key=means.__getitem__)[:3]
+        lines += [f"| {name} | `{layer}` | {means[layer]:.1f} |" for layer in worst]
+    return "\n".join(lines) + "\n"
+
+
+def by_layer(rows: Rows, name: str) -> dict[str, list[float]]:
+    """Layer → dB at each timestep."""
+    found: dict[str, list[float]] = {}
+    for row in of(rows, "sqnr"):
+        if row.get(name) is not None:
+            found.setdefault(str(row["layer"]), []).append(row[name])
+    return found
 
 
 def bars(rows: Rows) -> str:
@@ -83,7 +123,14 @@ def figures(rows: Rows) -> dict[str, Figure]:
         for row in of(rows, "changed")
         if row.get(ERROR) is not None and work.get(row["row"]) is not None
     ]
-    return {"front.png": plot_front(points, BOPS, ERROR)} if points else {}
+    made = {"front.png": plot_front(points, BOPS, ERROR)} if points else {}
+    if of(rows, "sqnr"):
+        maps = {name: by_layer(rows, name) for name in ("W4", "A8", "A4")}
+        layers = list(maps["W4"])
+        times = sorted({row["timestep"] for row in of(rows, "sqnr")}, reverse=True)
+        titles = {name: [found[layer] for layer in layers] for name, found in maps.items()}
+        made["sqnr.png"] = layers_figure(titles, layers, times)
+    return made
 
 
 def derived(rows: Rows, cells: Path) -> Rows:
@@ -97,7 +144,27 @@ def derived(rows: Rows, cells: Path) -> Rows:
     found = difference_rows(cells, "pairs", pairs, ERROR)
     kept = {row["pair"]: row for row in of(rows, "pairs")}
     kept |= {row["pair"]: row for row in found}
-    return [row for row in rows if row["stage"] != "pairs"] + list(kept.values())
+    kept_noise = of(rows, "sqnr")
+    for row in of(rows, "layers"):
+        file = cells / str(row["cell"]) / "sensitivity.json"
+        if file.is_file():
+            kept_noise = sqnr_rows(json.loads(file.read_text(encoding="utf-8")))
+    rest = [row for row in rows if row["stage"] not in ("pairs", "sqnr")]
+    return [*rest, *kept.values(), *kept_noise]
+
+
+def sqnr_rows(found: dict[str, Any]) -> Rows:
+    """A row a layer and timestep."""
+    return [
+        {"stage": "sqnr", "layer": layer["path"].removeprefix("unet."), "timestep": time}
+        | {
+            name: round(decibels(max(layer["errors"][kind][bits][number], 1e-12)), 2)
+            for name, (kind, bits) in SQNR.items()
+            if bits in layer["errors"].get(kind, {})
+        }
+        for layer in found["layers"]
+        for number, time in enumerate(found["timesteps"])
+    ]
 
 
 def of(rows: Rows, stage: str) -> Rows:
