@@ -20,8 +20,10 @@ from ..metrics.quality.backbone import features_of, name_of
 from ..metrics.quality.pictures import as_floats
 from ..metrics.video.correspondence import landing, token_grid, token_places
 from ..metrics.video.embeddings import frame_consistency, tem_con
-from ..metrics.video.pixels import flicker, known_warp_error
+from ..metrics.video.flow import dis_flow
+from ..metrics.video.pixels import flicker, known_warp_error, warp_error
 from ..metrics.video.truth import clip_error, clip_regret, gap_closed, target_errors
+from ._filmed import Filmed
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Ask:
     near: Pair | None
     group: Literal["one", "any"]
     kind: str
+
+    @property
+    def key(self) -> list[Any]:
+        """What tells it from others."""
+        return [self.pair.index, self.near and self.near.index, self.kind]
 
     @property
     def subject(self) -> str:
@@ -88,12 +95,12 @@ def _still(source: Source, text: str, answers: Sequence[str]) -> Still:
 
 
 class Shown:
-    """The source of a moving still as a clip for the editor, 25 frames a second."""
+    """The source of a clip as the editor takes it, 25 frames a second."""
 
     aspect = Fraction(1)
     time_base = Fraction(1, 25)
 
-    def __init__(self, clip: MovingStill, name: str) -> None:
+    def __init__(self, clip: MovingStill | Filmed, name: str) -> None:
         self.name = name
         self.frames = (clip.source * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
@@ -102,26 +109,36 @@ class Shown:
 
 
 def scores_of(
-    clip: MovingStill, edited: Tensor, group: str, judges: Sequence[nn.Module]
+    clip: MovingStill | Filmed, edited: Tensor, group: str, judges: Sequence[nn.Module]
 ) -> dict[str, float]:
-    """What is measured on one edited clip, (T, 3, H, W) in [0, 1]; NaN where it says nothing."""
-    errors = target_errors(edited, clip.targets)
-    best = clip.targets[int(errors.mean(1).argmin())]
-    backward, seen = clip.backward()
-    found = {
-        f"video/error_{group}": clip_error(errors),
-        f"video/closed_{group}": gap_closed(errors, target_errors(clip.source, clip.targets)),
-        "video/warp_error": known_warp_error(edited, backward, seen),
-        "video/warp_error_truth": known_warp_error(best, backward, seen),
-        "video/flicker": flicker(edited),
-    }
-    if group == "any":
-        found["video/regret"] = clip_regret(errors)
+    """What is measured on one edited clip, (T, 3, H, W) in [0, 1]; NaN where it says nothing.
+
+    Clips whose flow is not known have scores of their own, which end in the group's name; their
+    warp error is by a flow estimated on the source (DIS, which needs the extra `metrics`).
+    """
+    found: dict[str, float] = {}
+    errors = target_errors(edited, clip.targets) if len(clip.targets) else None
+    if errors is not None:
+        found |= {
+            f"video/error_{group}": clip_error(errors),
+            f"video/closed_{group}": gap_closed(errors, target_errors(clip.source, clip.targets)),
+        }
+        if group == "any":
+            found["video/regret"] = clip_regret(errors)
+    tail = f"_{group}" if clip.motion is None else ""
+    if clip.motion is None:
+        found[f"video/warp_error_dis{tail}"] = warp_error(clip.source, edited, dis_flow)
+    elif errors is not None:
+        best = clip.targets[int(errors.mean(1).argmin())]
+        backward, seen = clip.backward()
+        found["video/warp_error"] = known_warp_error(edited, backward, seen)
+        found["video/warp_error_truth"] = known_warp_error(best, backward, seen)
+    found[f"video/flicker{tail}"] = flicker(edited)
     for judge in judges:
         features = features_of(judge, edited, len(edited))
         name = name_of(judge)
-        found[f"video/tem_con_{name}"] = tem_con(features)
-        found[f"video/frame_consistency_{name}"] = frame_consistency(features)
+        found[f"video/tem_con_{name}{tail}"] = tem_con(features)
+        found[f"video/frame_consistency_{name}{tail}"] = frame_consistency(features)
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -35,6 +35,7 @@ from ..sampling.generate import default_size
 from ..video import VideoEditor
 from ..video.frames import scan
 from ._domain import read_domain
+from ._filmed import Filmed, RealAsk, ToneAsk, real_asks, tone_asks
 from ._generation import digest, method_settings, methods_of, model_files, read_text
 from ._main import command
 from ._model import quiet
@@ -42,6 +43,7 @@ from ._moving import Ask, AttentionProbe, Shown, anchors_of, asks_of, scores_of
 from ._numbers import flag, whole_number
 from .edit import load_editor, read_number
 
+AnyAsk = Ask | ToneAsk | RealAsk
 _COLUMNS = 6  # frames of a clip in results.png
 
 
@@ -51,7 +53,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     flag(cfg, "log_looks")
     for key, least in (("n", 1), ("frames", 2), ("chunk", 1), ("steps", 1), ("resamples", 1)):
         whole_number(cfg, key, least)
-    for key in ("n_ambiguous", "seed", "attention", "shown"):
+    for key in ("n_ambiguous", "n_tone", "seed", "attention", "shown"):
         whole_number(cfg, key, 0)
     if cfg.split not in ("dev", "test"):
         raise ValueError(f"split={cfg.split}: allowed are dev, test")
@@ -94,11 +96,12 @@ def main(cfg: DictConfig, run: Run) -> None:
         work = _Work(editor, run.dir / "clips", settings, edit)
         rows: list[dict[str, Any]] = []
         shown: list[tuple[Image.Image, str]] = []
+        moving = sum(isinstance(ask, Ask) for ask in asks)  # the first ones
         for place, ask in enumerate(tqdm(asks, desc="clips", unit="clip")):
             clip = ask.clip(cfg.frames, size)
             edited = work.frames(place, clip, ask)
             row = scores_of(clip, edited, ask.group, judges)
-            if _chosen(place, len(asks), cfg.attention):
+            if _chosen(place, moving, cfg.attention):
                 row |= work.attention(clip, (size, size))
             rows.append({"prompt": f"{ask.subject}: {clip.instruction}", "seed": cfg.seed} | row)
             if _chosen(place, len(asks), cfg.shown):
@@ -132,10 +135,10 @@ class _Work:
         self._cost: dict[str, float] = {}
         self._times: list[float] = []  # seconds a frame, of each clip made
 
-    def frames(self, place: int, clip: MovingStill, ask: Ask) -> Tensor:
+    def frames(self, place: int, clip: MovingStill | Filmed, ask: AnyAsk) -> Tensor:
         """The edited clip (T, 3, H, W) in [0, 1]; edited now, unless it is there."""
         output, note = self._folder / f"{place:04d}", self._folder / f"{place:04d}.json"
-        wanted = json.dumps([self._settings, ask.pair.index, ask.near and ask.near.index, ask.kind])
+        wanted = json.dumps([self._settings, *ask.key])
         if not (note.is_file() and note.read_text(encoding="utf-8") == wanted):
             for file in output.glob("*.png"):
                 file.unlink()
@@ -187,17 +190,22 @@ class _Work:
         return made.frames
 
 
-def _asks(cfg: DictConfig, size: int) -> list[Ask]:
+def _asks(cfg: DictConfig, size: int) -> list[AnyAsk]:
     sources: dict[str, Sources] = {
         "emoji": EmojiSources(read_domain(cfg, tones=True), "concepts", size)
     }
     if cfg.crops is not None:
         sources["natural"] = CropSources(PaintedCrops(cfg.crops, "held_out"))
-    asks = []
+    asks: list[AnyAsk] = []
     for kind, each in sources.items():
         asks += asks_of(each, kind, cfg.split, cfg.n, ambiguous=False)
         if cfg.n_ambiguous:
             asks += asks_of(each, kind, cfg.split, cfg.n_ambiguous, ambiguous=True)
+    if cfg.n_tone:
+        asks += tone_asks(cfg.split, cfg.n_tone, size)
+    if not isinstance(cfg.real, ListConfig) or not all(isinstance(e, str) for e in cfg.real):
+        raise ValueError(f"real={cfg.real}: must be a list of files")
+    asks += real_asks(list(cfg.real))
     if not asks:
         raise ValueError(f"split={cfg.split}: no pair in it; allowed are dev, test")
     return asks
@@ -215,14 +223,13 @@ def _size(cfg: DictConfig, pipe: Any) -> int:
     return size
 
 
-def _cells(clip: MovingStill, edited: Tensor) -> list[tuple[Image.Image, str]]:
+def _cells(clip: MovingStill | Filmed, edited: Tensor) -> list[tuple[Image.Image, str]]:
     """Source, nearest target and edit of a few frames, a row each."""
-    errors = (clip.targets - edited).square().mean((1, 2, 3, 4))
-    rows = {
-        clip.instruction: clip.source,
-        "target": clip.targets[int(errors.argmin())],
-        "edit": edited,
-    }
+    rows = {clip.instruction: clip.source}
+    if len(clip.targets):
+        errors = (clip.targets - edited).square().mean((1, 2, 3, 4))
+        rows["target"] = clip.targets[int(errors.argmin())]
+    rows["edit"] = edited
     times = np.linspace(0, len(edited) - 1, _COLUMNS).round().astype(int)
     return [
         (Image.fromarray((frames[t] * 255).byte().permute(1, 2, 0).numpy()), f"{name} {t}")

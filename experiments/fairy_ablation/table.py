@@ -24,6 +24,13 @@ STEADY = [
     "video/frame_consistency_judge",
     "video/flicker",
 ]
+TONES = [
+    "video/error_tone",
+    "video/closed_tone",
+    "video/warp_error_dis_tone",
+    "video/flicker_tone",
+]
+REAL = ["video/warp_error_dis_real", "video/flicker_real", "video/tem_con_efflite0_real"]
 ATTENTION = ["video/attention_on_anchors", "video/attention_hit", "video/attention_chance"]
 COST = ["cost/seconds_per_frame", "cost/total_tflops_all", "cost/total_tflops_conv_linear"]
 TESTED = ["video/regret", "video/warp_error", "video/error_one", "video/error_any"]
@@ -84,6 +91,8 @@ def table(rows: Rows) -> str:
         ("Does it do the edit?", EDIT),
         ("Is it steady?", STEADY),
         ("Differences to frame by frame with shared noise", [f"{m}_vs_base" for m in TESTED]),
+        ("Animated drawings, another skin tone (flow estimated by DIS)", TONES),
+        ("A real clip, no truth (flow estimated by DIS)", REAL),
         ("Where does attention land?", ATTENTION),
         ("What does a frame cost?", COST),
     ):

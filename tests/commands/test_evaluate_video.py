@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from edgegen.commands import evaluate_video
+from edgegen.commands._filmed import tone_asks
 from edgegen.commands._moving import AttentionProbe, Shown, asks_of, scores_of
 from edgegen.commands.experiment import main as run_experiment
 from edgegen.data.edit_pairs import EmojiSources
@@ -175,3 +176,46 @@ def test_the_ablation_runs_from_grid_to_table(
     for metric in ("video/warp_error", "video/error_one"):
         expected = own[metric] - base[metric]
         assert own[f"{metric}_vs_base"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_clips_without_flow_have_scores_of_their_own(settings: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    out = tmp_path / "out"
+    alone = ["n=1", "n_ambiguous=0", "n_tone=1", "real=[big_buck_bunny]", "anchors=first"]
+    evaluate_video.main([*settings, *alone, "attention=0", f"output_dir={out}"])
+    found = metrics(out)
+    assert found["video/error_tone_n"] == found["video/warp_error_dis_tone_n"] == 1
+    assert found["video/warp_error_dis_real_n"] == found["video/flicker_real_n"] == 3
+    assert found["video/flicker_n"] == found["video/error_one_n"]  # those that move along paths
+    assert "video/error_real" not in found
+    rows = list(csv.DictReader((out / "scores.csv").open()))
+    assert [row["prompt"] for row in rows[-3:]] == [
+        f"big_buck_bunny.mp4: {text}"
+        for text in ("turn it into a watercolor", "make it night", "make it another season")
+    ]
+
+
+def test_a_true_tone_has_no_error() -> None:
+    ask = tone_asks("dev", 1, 48)[0]
+    clip = ask.clip(4, 48)
+    found = scores_of(clip, clip.targets[0], "tone", [])
+    assert found["video/error_tone"] == 0
+    assert found["video/closed_tone"] == 1
+    assert scores_of(clip, clip.source, "tone", [])["video/closed_tone"] == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("real=[nowhere.mp4]", "no such clip; embedded are big_buck_bunny"),
+        ("real=clip.mp4", "must be a list of files"),
+        ("n_tone=-1", "n_tone=-1"),
+    ],
+)
+def test_clips_that_are_none(
+    typed: str, words: str, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        evaluate_video.main([*settings, typed, f"output_dir={tmp_path / 'out'}"])
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err

@@ -1,0 +1,127 @@
+"""Clips of unknown flow: animated drawings with a true edit, and clips without any truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..assets import ROOT, verify
+from ..data.animated import AnimatedTones
+from ..data.instructions import PHRASINGS
+from ..media.clips import open_clip
+from ..metrics.quality.pictures import as_floats
+
+REAL = ("painting/watercolor", "rule/night", "any/season")
+"""What is asked of clips without truth."""
+
+
+@dataclass(frozen=True)
+class Filmed:
+    """A clip as it is.
+
+    Attributes:
+        source: (T, 3, H, W) in [0, 1].
+        targets: (S, T, 3, H, W): the right answers; none, S = 0, where no truth is known.
+    """
+
+    name: str
+    instruction: str
+    source: Tensor
+    targets: Tensor
+    motion: None = None
+
+
+@dataclass(frozen=True)
+class ToneAsk:
+    """An animated drawing that is asked for another skin tone."""
+
+    tones: AnimatedTones = field(repr=False, compare=False)
+    subject: str
+    tone: str
+    group: Literal["tone"] = "tone"
+
+    @property
+    def key(self) -> list[str]:
+        """What tells it from others."""
+        return [self.group, self.subject, self.tone]
+
+    def clip(self, frames: int, size: int) -> Filmed:
+        """Its first `frames` frames; it has a size of its own, which is that of `tones`."""
+        source, target = (
+            as_floats(self.tones.clip(self.subject, *tone)[:frames]) for tone in ((), (self.tone,))
+        )
+        text = PHRASINGS[f"tone/{self.tone}"][0]
+        return Filmed(f"{self.subject} {self.tone}", text, source, target[None])
+
+
+@dataclass(frozen=True)
+class RealAsk:
+    """A clip without truth, the middle square of it, asked for one of `REAL`."""
+
+    file: Path
+    instruction: str
+    group: Literal["real"] = "real"
+
+    @property
+    def subject(self) -> str:
+        return self.file.name
+
+    @property
+    def key(self) -> list[str]:
+        """What tells it from others."""
+        return [self.group, str(self.file), self.instruction]
+
+    def clip(self, frames: int, size: int) -> Filmed:
+        """Its first `frames` frames.
+
+        Raises ValueError where it has fewer than two.
+        """
+        pictures = []
+        for frame in islice(open_clip(self.file), frames):
+            picture = Image.fromarray(frame.pixels)
+            side = min(picture.size)
+            left, top = ((length - side) // 2 for length in picture.size)
+            square = (left, top, left + side, top + side)
+            sized = picture.resize((size, size), Image.Resampling.LANCZOS, square)
+            pictures.append(np.asarray(sized))
+        if len(pictures) < 2:
+            raise ValueError(f"real={self.file}: needs two frames or more")
+        source = as_floats(pictures)
+        none = torch.empty(0, *source.shape)
+        return Filmed(self.file.stem, PHRASINGS[self.instruction][0], source, none)
+
+
+def tone_asks(half: Literal["dev", "test"], count: int, size: int) -> list[ToneAsk]:
+    """Up to `count` of the embedded animations, subject by subject."""
+    tones = AnimatedTones(half, size=size)
+    return [ToneAsk(tones, subject, tone) for subject, tone in tones.asks[:count]]
+
+
+def real_asks(clips: Sequence[str]) -> list[RealAsk]:
+    """Every clip, asked for each of `REAL`.
+
+    Args:
+        clips: files or folders of frames, or `big_buck_bunny`, which is embedded.
+
+    Raises FileNotFoundError for a clip that is not there.
+    """
+    embedded = {file.stem: file for file in (ROOT / "clips").glob("*.mp4")}
+    found = []
+    for name in clips:
+        file = embedded.get(name, Path(name).expanduser())
+        if name in embedded:
+            verify(file.parent)
+        if not file.exists():
+            raise FileNotFoundError(
+                f"real={name}: no such clip; embedded are {', '.join(sorted(embedded))}"
+            )
+        found += [RealAsk(file, instruction) for instruction in REAL]
+    return found
