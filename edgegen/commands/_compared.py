@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ..api import Method, apply
 from ..runs.comparison import PLAIN, TRUTH, check_label
 from ._arguments import options
+from ._generation import calibrate_as_sampled
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def compared(cfg: DictConfig) -> dict[str, Compared]:
 
     Raises ValueError, naming what is not allowed and what is.
     """
+    calibrate_as_sampled(cfg)
     known = {
         str(name): OmegaConf.to_container(config, resolve=True)
         for name, config in (cfg.get("method") or {}).items()

@@ -169,11 +169,24 @@ def method_settings(cfg: DictConfig) -> dict[str, Any]:
 
 def method_configs(cfg: DictConfig) -> dict[str, DictConfig]:
     """The config of each method that `method=[…]` names; ValueError for settings of another."""
+    calibrate_as_sampled(cfg)
     found = {str(name): each for name, each in (cfg.get("method") or {}).items()}
     for name, each in found.items():
         if not isinstance(each, DictConfig) or "_target_" not in each:
             raise ValueError(f"method.{name}: give method=[{name}] beside it")
     return found
+
+
+def calibrate_as_sampled(cfg: DictConfig) -> None:
+    """Give calibrations that name no guidance the one that pictures are made at, if it is known."""
+    for each in (cfg.get("method") or {}).values():
+        runs = each.get("calibration") if isinstance(each, DictConfig) else None
+        if not isinstance(runs, DictConfig) or runs.get("guidance") is not None:
+            continue
+        own = cfg.get("guidance")
+        own = (cfg.get("model") or {}).get("guidance") if own is None else own
+        if isinstance(own, int | float) and not isinstance(own, bool):
+            runs.guidance = float(own)
 
 
 def model_files(pipe: DiffusionPipeline) -> list[Path]:

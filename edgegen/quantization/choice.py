@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from ..cost.modes import uncompiled
@@ -116,6 +117,10 @@ def _choose_attention(choice: Choice, part: str, module: Any, spec: Spec) -> Non
             choice.skipped[path] = f"attention by {type(processor).__name__}"
         else:
             choice.attention[path] = attention
+    for name, other in module.named_modules():
+        if type(other).__name__.endswith("Attention") and not isinstance(other, Attention):
+            path = f"{part}.{name}"
+            choice.skipped.setdefault(path, f"products of {type(other).__name__}, kept as they are")
 
 
 def _ends(target: Any, part: str) -> set[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -52,9 +52,13 @@ def torchao_quantized(
         name: (dict(layer._parameters), layer.__dict__.get("extra_repr"))
         for name, layer in layers.items()
     }
+    dynamic = "DynamicActivation" in config
     try:
         quantize(unet, made, lambda layer, _: id(layer) in chosen)
-        with cost_mode(unet, lambda: id(chosen)):
+        with ExitStack() as stack:
+            stack.enter_context(cost_mode(unet, lambda: id(chosen)))
+            for name, layer in layers.items():
+                _tell_bits(stack, layer, before[name][0]["weight"], dynamic)
             yield list(layers)
     finally:
         for name, layer in layers.items():
@@ -62,6 +66,29 @@ def torchao_quantized(
             layer._parameters.update(parameters)
             if described is None:  # torchao tells of its weights there
                 layer.__dict__.pop("extra_repr", None)
+
+
+def _tell_bits(stack: ExitStack, layer: Any, plain: Any, dynamic: bool) -> None:
+    """Let the cost counter know what the weight is stored as."""
+    sizes = _stored(layer.weight)
+    bias = 0 if layer.bias is None else layer.bias.nbytes
+    full = 8.0 * plain.element_size()
+    told = {
+        "weight_bits": min(full, 8.0 * max(sizes) / plain.numel()),  # the others are scales
+        "act_bits": 8.0 if dynamic else full,
+        "stored_bytes": sum(sizes) + bias,
+    }
+    for name, value in told.items():
+        setattr(layer, name, value)
+        stack.callback(layer.__dict__.pop, name, None)
+
+
+def _stored(tensor: Any) -> list[int]:
+    """Bytes of the plain tensors that a tensor of torchao is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor.nbytes]
+    parts = tensor.__tensor_flatten__()[0]
+    return [size for name in parts for size in _stored(getattr(tensor, name))]
 
 
 def _torchao(config: str, settings: Mapping[str, Any]) -> tuple[Any, Any]:

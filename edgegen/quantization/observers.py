@@ -8,7 +8,7 @@ from .grids import Grid
 from .ranges import find_range
 from .spec import ActivationSpec
 
-VALUES = 2048  # of one call that are kept, beside the extremes
+VALUES = 2048  # of one call that are kept, where not the extremes alone are
 
 
 class Observer:
@@ -32,6 +32,11 @@ class Observer:
         return 1 if self.split is None else 2
 
     @property
+    def _extremes_alone(self) -> bool:
+        whole = self.spec.range == "percentile" and self.spec.percentile == 100
+        return whole or self.spec.range == "minmax"
+
+    @property
     def reached(self) -> bool:
         return bool(self._seen)
 
@@ -43,12 +48,12 @@ class Observer:
             parts = list(x.split([self.split, x.shape[self.axis] - self.split], dim=self.axis))
         for part, tensor in enumerate(parts):
             values = tensor.detach().float().reshape(-1)
-            extremes = torch.stack(values.aminmax())
             kept = self._seen.setdefault((group, part), [])
-            if self.spec.range == "minmax":
+            if self._extremes_alone:
+                extremes = torch.stack(values.aminmax())
                 kept[:] = [torch.stack(torch.cat([*kept, extremes]).aminmax())]
-            else:
-                kept.append(torch.cat([extremes, self._sample(values)]))
+            else:  # a sample without them: they would weigh more than their share
+                kept.append(self._sample(values))
 
     def scales(self, grid: Grid) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scales and zero points (groups, parts), float32.

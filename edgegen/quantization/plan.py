@@ -139,9 +139,9 @@ class _Builder:
         self.calls = list(calls)
         with ExitStack() as stack:
             for path, layer in self.choice.layers.items():
-                finite = layer.finite and path not in self.hessians
-                seers = [] if finite else [self.observers.get(path), self.hessians.get(path)]
-                for seer in seers:
+                # What finite layers take is known already; only their Hessians are not.
+                observer = None if layer.finite else self.observers.get(path)
+                for seer in (observer, self.hessians.get(path)):
                     if seer is not None:
                         hook = layer.module.register_forward_pre_hook(self._seen_by(seer))
                         stack.callback(hook.remove)

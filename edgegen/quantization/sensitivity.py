@@ -93,7 +93,8 @@ def measure_sensitivity(
 
     Args:
         target: a diffusers pipeline, or a UNet.
-        spec: all but bits: granularities, ranges, rounding, what is included.
+        spec: granularities, ranges, rounding, what is included. Its bits, `layers`, `attention`
+            and groups of timesteps are passed over: scales are for all timesteps.
         calls: of the UNet, from trajectories of the model itself: calibration and measure.
         weights, activations: bits to try.
         watch: iterates over the layers, for a progress bar.
@@ -107,6 +108,7 @@ def measure_sensitivity(
     if not weights and not activations:
         raise ValueError("sensitivity: no bits to try, neither of weights nor of activations")
     spec = replace(spec, parts=("unet",), first_last="same", layers={}, attention=None)
+    spec = replace(spec, time_groups=1)
     plans = dict(_plans(target, spec, calls, weights, activations))
     unet = parts_of(target, ("unet",))["unet"]
     batch = len(calls[0].args[0] if calls[0].args else calls[0].kwargs["sample"])

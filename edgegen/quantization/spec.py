@@ -83,8 +83,8 @@ class ActivationSpec:
             for each sample that a convolution takes, whose windows mix tokens.
         dynamic: ranges as met (True) or from calibration (False). None: dynamic by token.
         range: `minmax`, `percentile`, `mse` or `lp`; with `percentile` (of the values) and `p`.
-        split_skips: whether skip connections, joined to the input of up blocks, have a scale of
-            their own.
+        split_skips: whether skip connections, joined to the input of up blocks, have a static
+            scale of their own; dynamic ones are of the whole.
     """
 
     bits: int | None = 8
@@ -115,7 +115,7 @@ class CalibrationSpec:
         prompts: one picture each.
         steps: of each run; all are looked at.
         seed: of the noise.
-        guidance: None for the pipeline's own.
+        guidance: None for the pipeline's own; commands then take what pictures are made at.
     """
 
     prompts: tuple[str, ...] = ("",)
@@ -142,8 +142,9 @@ class Spec:
         include, exclude: patterns of module paths such as `unet.up_blocks.*.attn2.*`.
         layers: pattern → `{weights: …, activations: …}` that differ there; the last that fits
             counts.
-        first_last: the first and the last layer of each part: `keep` in full precision, `same` as
-            all others, or the least bits of their weights (then integers) and inputs.
+        first_last: the first and the last convolution of UNet and autoencoder: `keep` in full
+            precision, `same` as all others, or the least bits of their weights (then integers) and
+            inputs.
         time_groups: static scales of the UNet's inputs for so many groups of timesteps.
         time_embedding: the layers that see the timestep alone: ranges over the `finite` set of
             timesteps (TFMQ-DM, arXiv 2311.16503), from the calibration `calls` as elsewhere, or

@@ -12,6 +12,7 @@ from typing import Any
 from .adaptor import ResNetAdaptor, load_adaptor, make_adaptor, save_adaptor
 from .clock import Drift, Every, Full, Reused, Spread, parse_clock
 from .cut import Branch, Cut, Encoder, Stage
+from .exporting import ExportedPasses, export_passes
 from .method import Reuse, reuse
 from .observation import Observation, observe
 from .predictor import Extrapolation
@@ -22,6 +23,7 @@ __all__ = [
     "Drift",
     "Encoder",
     "Every",
+    "ExportedPasses",
     "Extrapolation",
     "Full",
     "Observation",
@@ -32,6 +34,7 @@ __all__ = [
     "Stage",
     "clockwork",
     "deepcache",
+    "export_passes",
     "faster_diffusion",
     "load_adaptor",
     "make_adaptor",

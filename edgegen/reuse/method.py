@@ -30,6 +30,7 @@ class Reuse:
         steps: the clock that drives it. Loops that call the UNet more than once a step keep the
             calls apart by `with reuse.steps.stream(key)`; loops without a scheduler call
             `reuse.steps.reset(timesteps)` and `reuse.steps.tick()`.
+        unet: what it is attached to, not compiled.
         passes: for each step of the run so far, and the one to come, whether it is a full one.
         predictor: the extrapolation, or the adaptor.
     """
@@ -41,7 +42,7 @@ class Reuse:
         self.passes: list[bool] = []
         self.predictor = predictor
         self._target = target
-        self._unet, self._scheduler = find_unet(target)
+        self.unet, self._scheduler = find_unet(target)
         self._clock = clock
         self._extrapolation: Extrapolation | None = None
         if isinstance(predictor, Extrapolation) and predictor.order:
@@ -49,7 +50,7 @@ class Reuse:
         adaptor = predictor if isinstance(predictor, nn.Module) else None
         keeps: frozenset[str] = getattr(adaptor, "inputs", frozenset())
         keeps |= {"r_in"} if isinstance(clock, Drift) else set()
-        self.context = Context(site_count(self._unet, cut), keeps, adaptor, self._refuse)
+        self.context = Context(site_count(self.unet, cut), keeps, adaptor, self._refuse)
         self._slots: dict[Hashable, Slot] = {}
         self._time = 0.0  # timestep of the evaluation to come
         self._moved: float | None = None  # by which r_in moved in the last step
@@ -124,8 +125,8 @@ class Reuse:
     def _place_adaptor(self) -> None:
         """Bring the adaptor to where the UNet will run, which `.to` and offloading may change."""
         if isinstance(self.predictor, nn.Module):
-            device = getattr(self._target, "_execution_device", self._unet.device)
-            self.predictor.to(device, self._unet.dtype)
+            device = getattr(self._target, "_execution_device", self.unet.device)
+            self.predictor.to(device, self.unet.dtype)
 
     def _refuse(self) -> NoReturn:
         scheduler = getattr(self._target, "scheduler", None)

@@ -21,7 +21,8 @@ Rows = list[dict[str, Any]]
 
 def table(rows: Rows) -> str:
     """Perplexity by bits and seed, then what each way of training takes."""
-    named = [named_row(row) for row in rows]
+    rates = [row for row in rows if row["stage"] == "rates"]
+    named = [named_row(row) for row in rows if row["stage"] != "rates"]
     full = {row["seed"]: row[MEMORY] for row in named if "LSQ" in row["way"]}
     trained = [
         {**row, SHARE: row[MEMORY] / full[row["seed"]]}
@@ -29,7 +30,7 @@ def table(rows: Rows) -> str:
         if row["stage"] == "trained" and row["bits"] == "4" and row["seed"] in full
     ]
     trained = [row for row in trained if row["seed"] == min(full)]
-    memory = [*PARTS, "train/bytes_optimizer", MEMORY, SHARE]
+    memory = [*PARTS, "train/bytes_optimizer", MEMORY, SHARE, "train/bytes_peak"]
     better = {name: "lower" for name in (PERPLEXITY, SHARE)}
     return "\n".join(
         [
@@ -39,6 +40,9 @@ def table(rows: Rows) -> str:
             "# What training takes, 4 bits",
             "",
             make_table(trained, ["way"], [], memory, better).markdown(),
+            "# Other learning rates, 4 bits, seed 0",
+            "",
+            make_table(rates, ["row"], [], [PERPLEXITY], better).markdown() if rates else "",
         ]
     )
 
@@ -52,8 +56,7 @@ def figures(rows: Rows) -> dict[str, Figure]:
             label=row["way"] if row["seed"] == 0 else "",
             group=f"{row['bits']} bits",
         )
-        for row in map(named_row, rows)
-        if row["stage"] == "trained"
+        for row in map(named_row, (row for row in rows if row["stage"] == "trained"))
     ]
     return {"memory.png": plot_front(points, MEMORY, PERPLEXITY, by_group=True)}
 

@@ -8,20 +8,19 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from edgegen.runs.cell_samples import difference_rows
+from edgegen.runs.cell_samples import add_latency, difference_rows
 from edgegen.runs.pareto import Point, plot_front
 from edgegen.runs.sensitivity_report import decibels, layers_figure
 from edgegen.runs.tables import make_table, pairs_table
 
 ERROR, BOPS, SIZE = "quality/paired_rmse", "cost/tbops", "cost/stored_mb"
 CHANGE, BYTES = f"{ERROR}_change", "train/bytes_all"
-TRAINED = ["train/loss", BYTES]
+TRAINED = ["train/loss", BYTES, "train/bytes_peak"]
 CHANGED = [ERROR, "quality/paired_efflite0"]
 SCORED = [
     SIZE,
     BOPS,
-    "quality/ode_rmse",
-    "quality/ode_efflite0",
+    "cost/seconds_per_image_interleaved",
     "quality/fd_pca64_efflite0",
     "quality/clip_judge",
 ]
@@ -29,7 +28,11 @@ SCORED = [
 BARS = [
     ("w8a8", "full, 16 steps"),
     *((f"lrqat w4 {seed}", f"lsq w4 {seed}") for seed in (0, 1)),
+    *((f"lrqat w4 r8 {seed}", f"lsq w4 {seed}") for seed in (0, 1)),
     *((f"lrqat w3 {seed}", f"lsq w3 {seed}") for seed in (0, 1)),
+    *((f"lrqat w4a8 {seed}", "w4a8 gptq") for seed in (0, 1)),
+    ("mixed, size of w4", "w4a8"),
+    ("w4a8 bias correction", "w4a8"),
     ("lrqat w4 0", "w4a16 gptq"),
     ("vq2d 2.125", "vq1d 2.125"),
     ("vq2d 2.125", "vq2d k-means"),
@@ -37,7 +40,15 @@ BARS = [
 WITHOUT = ("one step calibrated", "skips together", "time embedding as met")
 for form in ("w4a8", "w4a4"):
     BARS += [(form, f"{form} {each}") for each in WITHOUT]
+    BARS += [(f"{form} one prompt calibrated", f"{form} one step calibrated")]  # as many calls
     BARS += [(f"{form} {each}", form) for each in ("4 time groups", "by token", "gptq")]
+ENGINES = [
+    "cost/speed_compiled",
+    "cost/speed_bf16",
+    "cost/speed_int8",
+    "cost/speed_int8_vs_bf16",
+    "quality/sqnr_db_int8",
+]
 # Columns of the stage `sqnr`: what is quantized of one layer → dB at the UNet's output.
 SQNR = {
     "W4": ("weights", "4"),
@@ -56,7 +67,8 @@ def table(rows: Rows) -> str:
         ("Change against full precision, same noise, 25 steps", "changed", CHANGED),
         ("Size, work and scores", "rows", SCORED),
         ("Training: loss, and bytes of weights, gradients and optimizer", "trained", TRAINED),
-        ("Learning rates, one seed", "rates", TRAINED[:1]),
+        ("Learning rates, one seed, 120 steps", "rates", TRAINED[:1]),
+        ("Engines: speed against float32 as it is, a batch of 8, one thread", "engines", ENGINES),
     ):
         parts += [f"# {title}", "", shown(of(rows, stage), metrics)]
     parts += ["# Signal to quantization noise at the UNet's output, dB", "", noise(rows)]
@@ -107,7 +119,8 @@ def bars(rows: Rows) -> str:
 
 def shown(rows: Rows, columns: list[str]) -> str:
     metrics = [name for name in columns if any(row.get(name) is not None for row in rows)]
-    return make_table(rows, ["row"], [], metrics, {}).markdown() if metrics else "Not run yet.\n"
+    axis = "row" if rows and "row" in rows[0] else "seed"
+    return make_table(rows, [axis], [], metrics, {}).markdown() if metrics else "Not run yet.\n"
 
 
 def figures(rows: Rows) -> dict[str, Figure]:
@@ -135,6 +148,7 @@ def figures(rows: Rows) -> dict[str, Figure]:
 
 def derived(rows: Rows, cells: Path) -> Rows:
     """Paired differences of the change, picture by picture."""
+    rows = add_latency(rows, cells, "latency", timed)
     named = {row["row"]: row for row in of(rows, "changed")}
     pairs = {
         f"{less} < {more}": (named[less], named[more])
@@ -151,6 +165,12 @@ def derived(rows: Rows, cells: Path) -> Rows:
             kept_noise = sqnr_rows(json.loads(file.read_text(encoding="utf-8")))
     rest = [row for row in rows if row["stage"] not in ("pairs", "sqnr")]
     return [*rest, *kept.values(), *kept_noise]
+
+
+def timed(row: dict[str, Any]) -> tuple[str, str] | None:
+    """Where the time of a row is found: whole networks run on 8-bit integers, and in float32."""
+    label = {"full": "none", "w8a8": "w8a8"}.get(str(row.get("row")))
+    return ("25", label) if row["stage"] == "rows" and label else None
 
 
 def sqnr_rows(found: dict[str, Any]) -> Rows:

@@ -12,10 +12,10 @@ from quantization_models import draw, make_pipe, make_unet
 
 from edgegen.quantization import Call, parse_spec, quantized, record_calls
 from edgegen.quantization.calibration import Recorder
-from edgegen.quantization.grids import Grid
+from edgegen.quantization.grids import Grid, fake_quantize
 from edgegen.quantization.observers import Observer
 from edgegen.quantization.plan import make_plan
-from edgegen.quantization.ranges import min_max
+from edgegen.quantization.ranges import find_range, min_max
 from edgegen.quantization.skips import skip_splits
 from edgegen.quantization.time_embedding import finite_layers
 
@@ -72,6 +72,27 @@ def test_observer_by_group_and_part(method: str) -> None:
         else:
             torch.testing.assert_close(scale[group, part], expected[0, 0])
             assert point[group, part] == expected_point[0, 0]
+
+
+@pytest.mark.parametrize("settings", [{"range": "mse"}, {"range": "percentile"}])
+def test_many_values_are_sampled_without_favour(settings: dict[str, Any]) -> None:
+    """Ten calls of 100,000 values of a Laplace distribution: the range that all of them ask for."""
+    observer = Observer(parse_spec(activations=settings).activations)
+    grid = Grid(4, symmetric=False)
+    torch.manual_seed(0)
+    calls = [torch.distributions.Laplace(0.0, 1.0).sample((100_000,)) for _ in range(10)]
+    for call in calls:
+        observer.see(call)
+    every = torch.cat(calls)
+    found, expected = observer.scales(grid), find_range(every[None], grid, settings["range"])
+    assert found[0].item() == pytest.approx(expected[0].item(), rel=0.15)
+    assert expected[0].item() < 0.8 * min_max(every[None], grid)[0].item()
+    if settings["range"] == "mse":
+        errors = [
+            (every - fake_quantize(every, scale, point, grid)).square().mean().item()
+            for scale, point in (found, expected)
+        ]
+        assert errors[0] < 1.05 * errors[1]
 
 
 def test_ranges_are_those_of_the_full_precision_model(pipe: Any, calls: Any) -> None:

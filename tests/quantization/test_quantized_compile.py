@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from quantization_models import draw, make_pipe, unet_inputs
 
 from edgegen.quantization import quantize_, quantized
-from edgegen.reuse import clockwork
+from edgegen.reuse import clockwork, export_passes, faster_diffusion
 
 SPEC: dict[str, Any] = {"spec": "w4a8", "attention": 8, "time_groups": 2}
 
@@ -49,31 +51,55 @@ def test_export(pipe: Any, calls: Any) -> None:
     assert any("round" in name for name in names)
 
 
-def test_export_of_both_graphs(pipe: Any, calls: Any) -> None:
-    """A full pass and a reuse pass of a clocked UNet, each a program of its own."""
-    inputs = unet_inputs()
-    programs, outs = [], []
-    with (
-        torch.no_grad(),
-        quantized(pipe, "w8a8", calls=calls, time_groups=2) as report,
-        clockwork(pipe.unet, 2) as method,
-    ):
-        assert report.steps is not None
-        times = [900.0, 800.0]
-        report.steps.reset(times)
-        for export in (False, True):
-            method.steps.reset(times)
-            for _ in times:
-                if export:
-                    made = torch.export.export(
-                        pipe.unet, inputs, {"return_dict": False}, strict=False
-                    )
-                    programs.append(made)
-                    method.context.slot.open = True
-                outs.append(pipe.unet(*inputs, return_dict=False)[0])
-                method.steps.tick()
-    assert torch.equal(outs[0], outs[2])
+@pytest.mark.parametrize(
+    "method",
+    [
+        partial(clockwork, clock=2),
+        partial(clockwork, clock=2, predictor="resnet"),
+        partial(faster_diffusion, clock=2),
+    ],
+    ids=["identity", "adaptor", "encoder"],
+)
+@pytest.mark.parametrize("quantize", [False, True], ids=["plain", "w8a8"])
+def test_export_of_both_graphs(method: Any, quantize: bool, pipe: Any, calls: Any) -> None:
+    """Other samples, timesteps and texts than those exported with, against the run itself."""
+    torch.manual_seed(0)
+    with torch.no_grad(), ExitStack() as stack:
+        if quantize:  # static scales, skip connections with scales of their own
+            report = stack.enter_context(quantized(pipe, "w8a8", calls=calls))
+            assert any("split" in row.inputs for row in report.rows)
+        reuse = stack.enter_context(method(pipe.unet))
+        if isinstance(reuse.predictor, torch.nn.Module):
+            for parameter in reuse.predictor.parameters():
+                torch.nn.init.normal_(parameter, std=0.2)  # untrained, it would be the identity
+        programs = export_passes(reuse, *inputs_at(0, 900.0))
+        runs = [inputs_at(1, 700.0), inputs_at(2, 500.0)]
+        reuse.steps.reset([700.0, 500.0])
+        expected = []
+        for inputs in runs:
+            expected.append(pipe.unet(*inputs, return_dict=False)[0])
+            reuse.steps.tick()
+    first, features = programs.full.module()(*runs[0])
+    second, _ = programs.reuse.module()(*runs[1], features)
+    torch.testing.assert_close(first, expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(second, expected[1], rtol=1e-4, atol=1e-5)
+    other = tuple(tuple(2 * value for value in site) for site in features)
+    assert not torch.allclose(programs.reuse.module()(*runs[1], other)[0], second, atol=1e-3)
     sizes = [
         sum("conv2d" in str(node.target) for node in program.graph.nodes) for program in programs
     ]
-    assert sizes[1] < sizes[0] / 1.5
+    assert sizes[1] < sizes[0]
+
+
+def test_within_a_run_nothing_is_exported(pipe: Any) -> None:
+    with clockwork(pipe.unet, 2) as method:
+        method.steps.reset([900.0, 800.0])
+        with pytest.raises(RuntimeError, match="not within a run"):
+            export_passes(method, *inputs_at(0, 900.0))
+
+
+def inputs_at(seed: int, time: float) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    sample, _, text = unet_inputs()
+    drawn = [torch.randn(each.shape, generator=generator) for each in (sample, text)]
+    return drawn[0], torch.tensor(time), drawn[1]
