@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -106,10 +107,9 @@ def draw_calls(pipe: Any, parts: Sequence[str], settings: CalibrationSpec) -> li
     if "vae" not in parts:
         options["output_type"] = "latent"
     own = pipe.scheduler
-    limit = len(prompts) * settings.steps
     pipe.scheduler = type(own).from_config(own.config)
     try:
-        with record_calls(pipe, parts, bins=1, limit=limit) as recorder, torch.no_grad():
+        with record_calls(pipe, parts, bins=1, limit=sys.maxsize) as recorder, torch.no_grad():
             pipe(
                 prompt=prompts,
                 num_inference_steps=settings.steps,

@@ -42,8 +42,8 @@ def quantized(
 
     Args:
         target: a diffusers pipeline, or a UNet.
-        spec: the name of a file of `configs/method` (`w8a8`, `w4a8`, `w4a16`, `w4a4`), a YAML file,
-            a mapping or a `Spec`; by default `Spec()`.
+        spec: the name of a file of `configs/method` (`w8a8`, `w4a8`, `w4a16`, `w4a4`, `vq1d`,
+            `vq2d`, `vq4d`), a YAML file, a mapping or a `Spec`; by default `Spec()`.
         calls: for calibration, from `record_calls`. By default the pipeline makes its own, with the
             spec's prompts, where static scales, GPTQ or bias correction ask for them.
         settings: fields of `Spec` that differ from `spec`; nested ones as mappings.

@@ -36,12 +36,15 @@ class Plan:
         twins: path → (layer, its twin).
         processors: path → (attention, its new processor).
         skipped: path → why it is left as it is.
+        nearest: paths of layers that are rounded to nearest although the spec says `gptq`: no call
+            reached them, or the convolution has groups.
         period: tells the quantizers the timestep; None where none asks.
     """
 
     twins: dict[str, tuple[Any, Quantized]] = field(default_factory=dict)
     processors: dict[str, tuple[Any, QuantizedAttention]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    nearest: list[str] = field(default_factory=list)
     period: Period | None = None
 
 
@@ -189,6 +192,8 @@ class _Builder:
         hessian = self.hessians.pop(path, None)
         if hessian is not None and not hessian.reached:
             hessian = None
+        if hessian is None and spec.rounding == "gptq" and not weight.is_meta:
+            self.plan.nearest.append(path)
         if spec.vector is not None:
             layout = layout_of(weight.shape, spec.bits, spec.vector, spec.codebook_bits, spec.block)
             if weight.is_meta:

@@ -40,12 +40,14 @@ class Report:
     Attributes:
         rows: all that is quantized.
         skipped: path → why it is left as it is.
+        nearest: see `Plan`.
         steps: the clock that tells the timestep to scales by groups of timesteps; None without any.
     """
 
     rows: list[Row] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     steps: StepClock | None = None
+    nearest: list[str] = field(default_factory=list)
 
     @property
     def plain_bytes(self) -> int:
@@ -58,7 +60,11 @@ class Report:
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
-        return {"quantized": [vars(row) for row in self.rows], "skipped": dict(self.skipped)}
+        return {
+            "quantized": [vars(row) for row in self.rows],
+            "skipped": dict(self.skipped),
+            "nearest": list(self.nearest),
+        }
 
     def table(self) -> str:
         """All quantized layers, then what was left out, by reason."""
@@ -71,6 +77,8 @@ class Report:
         heads = ("layer", "kind", "weights", "inputs", "values", "kB stored")
         reasons = Counter(self.skipped.values())
         remarks = [f"Left as they are: {n} ({reason})" for reason, n in reasons.most_common()]
+        if self.nearest:
+            remarks.append(f"Rounded to nearest, not by gptq: {len(self.nearest)}")
         saved = f"{_kb(self.plain_bytes)} kB before, {_kb(self.stored_bytes)} kB after"
         return "\n".join([text_table(heads, rows), saved, *remarks])
 
@@ -81,7 +89,7 @@ def report_of(plan: Plan, steps: StepClock | None) -> Report:
     for path, (_, processor) in plan.processors.items():
         query: Any = processor.query
         rows.append(Row(path, "Attention", inputs=query.extra_repr()))
-    return Report(rows, dict(plan.skipped), steps)
+    return Report(rows, dict(plan.skipped), steps, list(plan.nearest))
 
 
 def _row(path: str, layer: Any, twin: Quantized) -> Row:

@@ -29,7 +29,8 @@ class WeightSpec:
         granularity: what shares a scale: `tensor`, `channel` (of the output) or `group`.
         group: values in a group, along the row C_in·k² of an output channel.
         range: `minmax`, `percentile`, `mse` or `lp`; with `percentile` (of the values) and `p`.
-        rounding: `nearest`, or `gptq` (arXiv 2210.17323), which needs calibration calls.
+        rounding: `nearest`, or `gptq` (arXiv 2210.17323), which needs calibration calls, and memory
+            for a (C_in·k²)² matrix of float32 a layer, of all layers at once.
         vector: dimension of codebook vectors, 1, 2 or 4; None for integers. Codebooks of
             2^(vector·bits) vectors are found by k-means (`nearest`) or GPTVQ (`gptq`,
             arXiv 2402.15319); all fields above but `bits` and `rounding` are without effect then.

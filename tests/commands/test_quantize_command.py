@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 import edgegen
+from edgegen.commands._generation import method_configs
 from edgegen.commands.generate import main as generate
 from edgegen.commands.quantize import main
 from edgegen.quantization import is_quantized
@@ -89,3 +91,22 @@ def test_what_is_refused(
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run/model").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "expected"),
+    [(5, None, 5.0), (None, 2.5, 2.5), (5, 2.5, 5.0), (None, None, None), (True, None, None)],
+)
+def test_calibration_is_at_the_guidance_of_pictures(
+    given: object, own: object, expected: float | None
+) -> None:
+    runs = {"prompts": ["a fox"], "guidance": None}
+    methods = {
+        "w8a8": {"_target_": "a", "calibration": dict(runs)},
+        "w4a8": {"_target_": "a", "calibration": {**runs, "guidance": 1.5}},
+        "clockwork": {"_target_": "b"},
+    }
+    cfg = OmegaConf.create({"guidance": given, "model": {"guidance": own}, "method": methods})
+    found = method_configs(cfg)
+    assert found["w8a8"].calibration.guidance == expected
+    assert found["w4a8"].calibration.guidance == 1.5  # as it says itself

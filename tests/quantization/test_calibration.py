@@ -157,6 +157,24 @@ def test_finite_time_embedding() -> None:
     torch.testing.assert_close(twin.inputs.zero_point, point)
 
 
+def test_rounding_leaves_finite_ranges_alone(pipe: Any, calls: Any) -> None:
+    """GPTQ looks at the calls' inputs of these layers; their ranges come of all timesteps."""
+    spec = {"include": ["*time_emb*"], "activations": {"range": "mse"}}
+    plans = [
+        make_plan(pipe, parse_spec("w4a8", weights={"rounding": rounding}, **spec), calls)
+        for rounding in ("nearest", "gptq")
+    ]
+    names = list(plans[0].twins)
+    assert names == list(plans[1].twins)
+    for name in names:
+        first, second = (plan.twins[name][1] for plan in plans)
+        assert torch.equal(first.inputs.scale, second.inputs.scale)
+    assert any(
+        not torch.equal(plans[0].twins[name][1].stored(), plans[1].twins[name][1].stored())
+        for name in names
+    )
+
+
 def test_bias_correction_takes_the_mean_error_off(pipe: Any, calls: Any) -> None:
     """For layers fed in full precision: the mean of each channel is then that of the plain one."""
     name = "conv_in"

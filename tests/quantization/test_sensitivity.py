@@ -60,6 +60,15 @@ def test_is_the_error_of_the_output(found: Sensitivity, calls: Any) -> None:
             np.testing.assert_allclose(layer.errors[kind][weights or activations], own, rtol=1e-4)
 
 
+def test_groups_of_timesteps_change_nothing(found: Sensitivity, calls: Any) -> None:
+    """Scales are for all timesteps."""
+    spec = parse_spec("w4a8", include=list(INCLUDE), time_groups=2)
+    again = measure_sensitivity(make_pipe(), spec, calls, [3], [4])
+    assert [layer.errors["activations"][4] for layer in again.layers] == [
+        layer.errors["activations"][4] for layer in found.layers
+    ]
+
+
 def test_fewer_bits_err_more(found: Sensitivity) -> None:
     for layer in found.layers:
         assert layer.mean("weights", 3) > 10 * layer.mean("weights", 8) > 0
