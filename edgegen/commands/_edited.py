@@ -181,6 +181,8 @@ def score(
     return EditScore(
         psnr=decibels,
         features=distances,
+        apart=feature_errors(origins, features["autoencoder"]).numpy(),
+        left=feature_errors(features["edit"], features["autoencoder"]).numpy(),
         followed=np.array(right["edit"]),
         followed_truth=np.array(right["autoencoder"]),
         chance=np.array(

@@ -30,7 +30,7 @@ from ._model import load_model
 from ._numbers import flag, whole_number
 
 _BACKBONE = "efflite0"
-_SHARES = ("closed_psnr", f"closed_{_BACKBONE}", "followed")
+_SHARES = ("closed_psnr", f"closed_{_BACKBONE}", f"covered_{_BACKBONE}", "followed")
 _LOGGED = ("model_sha256", "scheduler", "steps", "guidance", "image_guidance", "seed")
 
 
@@ -148,7 +148,13 @@ def _sheet(
 
 
 def _table(found: Mapping[str, Mapping[str, float]]) -> str:
-    heads = ("group", "gap closed, PSNR", f"gap closed, {_BACKBONE}", "instruction followed")
+    heads = (
+        "group",
+        "gap closed, PSNR",
+        f"gap closed, {_BACKBONE}",
+        f"way covered, {_BACKBONE}",
+        "instruction followed",
+    )
     rows = [heads] + [
         (group, *(_share(metrics, f"quality/{name}_{group}") for name in _SHARES))
         for group, metrics in found.items()

@@ -21,6 +21,8 @@ class EditScore:
         psnr, features: (N,) dB, and (N,) distances of features, of each of these from the true
             target: `source`; `edit`; `autoencoder`, its rendering of the true target, the best that
             a latent editor can do; and the `BASELINES`. Higher PSNR is better, lower distance.
+        apart, left: (N,) distances of features from the autoencoder's rendering of the true target:
+            of its rendering of the source, and of the edit.
         followed, followed_truth: (N,) whether the edit, and whether the autoencoder's rendering of
             the true target, points to an instruction that was asked for, see `pointed_at`.
         chance: (N,) the share of right answers among all.
@@ -30,6 +32,8 @@ class EditScore:
 
     psnr: dict[str, np.ndarray]
     features: dict[str, np.ndarray]
+    apart: np.ndarray
+    left: np.ndarray
     followed: np.ndarray
     followed_truth: np.ndarray
     chance: np.ndarray
@@ -43,6 +47,9 @@ class EditScore:
         edit closes: a ratio of means, 0 for the source itself, 1 for the autoencoder's rendering of
         the truth. `quality/psnr_above_BASELINE_GROUP` is the mean difference to a baseline in dB;
         of features, `quality/BACKBONE_below_BASELINE_GROUP`: positive where the edit is better.
+        `quality/covered_BACKBONE_GROUP` is the share of the distance between the autoencoder's
+        renderings of source and truth that the edit covers: it has a value also where what the
+        autoencoder does to a picture outweighs the edit, and the gap above is none.
         """
         found: dict[str, float] = {
             f"quality/pairs_{group}": len(self.subjects),
@@ -71,6 +78,10 @@ class EditScore:
             for family in np.unique(self.families):
                 rows = self.families == family
                 found[f"{key}_{family}"] = closed(done[rows], gap[rows])
+        key, done = f"quality/covered_{backbone}_{group}", self.apart - self.left
+        low, high = ratio_interval(*self._by_subject(done, self.apart), resamples=resamples)
+        found |= {key: closed(done, self.apart), f"{key}_lo": low, f"{key}_hi": high}
+        found[f"{key}_n"] = len(done)
         key = f"quality/followed_{group}"
         right = bootstrap_mean(self.followed.astype(float), self.subjects, resamples=resamples)
         found |= {key: right.value, f"{key}_lo": right.low, f"{key}_hi": right.high}

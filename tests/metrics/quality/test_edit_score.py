@@ -21,6 +21,8 @@ def score(edit: float, n: int = 40, subjects: int = 10, seed: int = 0) -> EditSc
             "source": np.full(n, 3.0), "edit": 3.0 - 2 * edit + noise / 5,
             "autoencoder": np.ones(n), **{name: np.full(n, 2.5) for name in BASELINES},
         },
+        apart=np.full(n, 4.0),
+        left=4 * (1 - edit) + noise / 5,
         followed=rng.random(n) < 0.8,
         followed_truth=np.ones(n, bool),
         chance=np.full(n, 0.05),
@@ -39,6 +41,9 @@ def test_share_of_the_gap_that_is_closed(edit: float) -> None:
         assert found[f"{key}_n"] == 40
         by_family = [found[f"{key}_{family}"] for family in ("rule", "painting")]
         assert np.mean(by_family) == pytest.approx(found[key], abs=1e-9)  # equal in size and gap
+    covered = "quality/covered_efflite0_natural"
+    assert found[covered] == pytest.approx(edit, abs=0.03)
+    assert found[f"{covered}_lo"] <= found[covered] <= found[f"{covered}_hi"]
     assert found["quality/subjects_natural"] == 10
     assert found["quality/psnr_source_natural"] == pytest.approx(12, abs=0.5)
     # Distances are positive; better than a baseline is positive for both.
