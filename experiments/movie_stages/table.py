@@ -11,7 +11,7 @@ from edgegen.runs.tables import make_table
 ACCURACY = [
     f"quality/{what}_{kind}"
     for kind in ("natural", "emoji")
-    for what in ("closed_psnr", "closed_efflite0", "followed")
+    for what in ("closed_psnr", "closed_efflite0", "covered_efflite0", "followed")
 ]
 STEADY = ["video/regret", "video/warp_error", "video/tem_con_efflite0", "video/flicker"]
 SECONDS = "cost/seconds_per_frame"
