@@ -27,6 +27,7 @@ from ..video.frames import scan
 from ._generation import digest, model_files
 from ._model import quiet
 from ._numbers import whole_number
+from .edit import read_number
 
 _CLIP = assets.ROOT / "clips" / "big_buck_bunny.mp4"
 _CREDIT = "Source: Big Buck Bunny, © 2008 Blender Foundation, CC-BY 3.0; reduced and shortened."
@@ -36,6 +37,8 @@ def check_clips(cfg: DictConfig) -> None:
     """Raises ValueError for settings of the clips that are not allowed."""
     whole_number(cfg, "clip_frames", 3)
     whole_number(cfg, "clip_steps", 1)
+    for key in ("clip_guidance", "clip_image_guidance"):
+        read_number(cfg, key)
 
 
 def make_clips(cfg: DictConfig, run: Run) -> list[ReportClip]:
@@ -62,6 +65,8 @@ def make_clips(cfg: DictConfig, run: Run) -> list[ReportClip]:
             "instruction": str(instruction),
             "frames": cfg.clip_frames,
             "steps": cfg.clip_steps,
+            "guidance": read_number(cfg, "clip_guidance"),
+            "image_guidance": read_number(cfg, "clip_image_guidance"),
             "weights": weights,
         }
         path = run.dir / "clips" / f"{number}.mp4"
@@ -101,6 +106,8 @@ def _make(pipe: DiffusionPipeline, path: Path, settings: dict[str, Any]) -> dict
             result,
             settings["instruction"],
             steps=settings["steps"],
+            guidance=settings["guidance"],
+            image_guidance=settings["image_guidance"],
             limit=settings["frames"],
             progress=progress,
         )
