@@ -78,7 +78,7 @@ def measured(name: str, pipe: Any, side: int, tokens: int, rounds: int) -> list[
 
     macs = {}
     for method, context in METHODS.items():
-        with context(pipe), edgegen.CostTracker(pipe) as cost:
+        with context(pipe), edgegen.CostTracker({"unet": unet}) as cost:
             draw(0)
         macs[method] = cost.metrics()["cost/unet_tflops_all"]
     contexts = {method: partial(context, pipe) for method, context in METHODS.items()}
