@@ -107,8 +107,9 @@ def measure_sensitivity(
         raise ValueError("sensitivity: no calls of the UNet to measure on")
     if not weights and not activations:
         raise ValueError("sensitivity: no bits to try, neither of weights nor of activations")
-    spec = replace(spec, parts=("unet",), first_last="same", layers={}, attention=None)
-    spec = replace(spec, time_groups=1)
+    spec = replace(
+        spec, parts=("unet",), first_last="same", layers={}, attention=None, time_groups=1
+    )
     plans = dict(_plans(target, spec, calls, weights, activations))
     unet = parts_of(target, ("unet",))["unet"]
     batch = len(calls[0].args[0] if calls[0].args else calls[0].kwargs["sample"])

@@ -88,7 +88,7 @@ def test_export_of_both_graphs(method: Any, quantize: bool, pipe: Any, calls: An
     sizes = [
         sum("conv2d" in str(node.target) for node in program.graph.nodes) for program in programs
     ]
-    assert sizes[1] < sizes[0]
+    assert sizes[1] < sizes[0] / 1.5
 
 
 def test_within_a_run_nothing_is_exported(pipe: Any) -> None:
