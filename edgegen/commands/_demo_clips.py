@@ -26,8 +26,7 @@ from ..video import Edited, VideoEditor
 from ..video.frames import scan
 from ._generation import digest, model_files
 from ._model import quiet
-from ._numbers import whole_number
-from .edit import read_number
+from ._numbers import read_number, whole_number
 
 _CLIP = assets.ROOT / "clips" / "big_buck_bunny.mp4"
 _CREDIT = "Source: Big Buck Bunny, © 2008 Blender Foundation, CC-BY 3.0; reduced and shortened."

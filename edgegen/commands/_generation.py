@@ -178,15 +178,27 @@ def method_configs(cfg: DictConfig) -> dict[str, DictConfig]:
 
 
 def calibrate_as_sampled(cfg: DictConfig) -> None:
-    """Give calibrations that name no guidance the one that pictures are made at, if it is known."""
+    """Let calibrations that leave it open run as pictures are made, where that is known.
+
+    Guidance, and for editors the picture and the guidance by it.
+    """
+    own = cfg.get("guidance")
+    own = (cfg.get("model") or {}).get("guidance") if own is None else own
+    known = {"guidance": own, "image_guidance": cfg.get("image_guidance")}
+    given: dict[str, Any] = {
+        key: float(value)
+        for key, value in known.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    if isinstance(image := cfg.get("image"), str):
+        given["images"] = [image]
     for each in (cfg.get("method") or {}).values():
         runs = each.get("calibration") if isinstance(each, DictConfig) else None
-        if not isinstance(runs, DictConfig) or runs.get("guidance") is not None:
+        if not isinstance(runs, DictConfig):
             continue
-        own = cfg.get("guidance")
-        own = (cfg.get("model") or {}).get("guidance") if own is None else own
-        if isinstance(own, int | float) and not isinstance(own, bool):
-            runs.guidance = float(own)
+        for key, value in given.items():
+            if runs.get(key) in (None, []):
+                OmegaConf.update(runs, key, value, force_add=True)
 
 
 def model_files(pipe: DiffusionPipeline) -> list[Path]:

@@ -13,6 +13,14 @@ def whole_number(cfg: DictConfig, key: str, least: int) -> int:
     return value
 
 
+def read_number(cfg: DictConfig, key: str) -> float:
+    """The setting `key`. Raises ValueError, naming it, unless it is a number, 0 or more."""
+    value = cfg[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e4:
+        raise ValueError(f"{key}={value}: must be a number, 0 or more")
+    return float(value)
+
+
 def flag(cfg: DictConfig, key: str) -> bool:
     """The setting `key`. Raises ValueError, naming it, unless it is true or false."""
     value = cfg[key]

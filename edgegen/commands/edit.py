@@ -23,7 +23,7 @@ from ..video import Edited, VideoEditor
 from ._generation import method_settings, methods_of, model_files, read_text
 from ._main import command
 from ._model import load_model, quiet
-from ._numbers import flag, whole_number
+from ._numbers import flag, read_number, whole_number
 
 
 @command("edit", free_text=("video", "instruction", "output", "negative_prompt"))
@@ -183,10 +183,3 @@ def _required(cfg: DictConfig, key: str) -> str:
     if value is None:
         raise ValueError(f"{key} is required: give {key}=...")
     return value
-
-
-def read_number(cfg: DictConfig, key: str) -> float:
-    value = cfg[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e4:
-        raise ValueError(f"{key}={value}: must be a number, 0 or more")
-    return float(value)

@@ -27,7 +27,7 @@ from ._edited import Ask, asks_of, draw_edits, score
 from ._generation import digest, method_settings, methods_of, model_files
 from ._main import command
 from ._model import load_model
-from ._numbers import flag, whole_number
+from ._numbers import flag, read_number, whole_number
 
 _BACKBONE = "efflite0"
 _SHARES = ("closed_psnr", f"closed_{_BACKBONE}", f"covered_{_BACKBONE}", "followed")
@@ -44,7 +44,7 @@ def main(cfg: DictConfig, run: Run) -> None:
         whole_number(cfg, key, 0)
     if cfg.split not in ("dev", "test"):
         raise ValueError(f"split={cfg.split}: allowed are dev, test")
-    scales = {key: _scale(cfg, key) for key in ("guidance", "image_guidance")}
+    scales = {key: read_number(cfg, key) for key in ("guidance", "image_guidance")}
     pipe = _load(cfg)
     groups = _groups(cfg, pipe)
     methods = methods_of(cfg)
@@ -105,13 +105,6 @@ def _groups(cfg: DictConfig, pipe: DiffusionPipeline) -> dict[str, list[Ask]]:
             raise ValueError(f"split={cfg.split}: no {kind} pair in it; allowed are dev, test")
         groups |= {group: asks_of(each, found) for group, found in pairs.items() if found}
     return groups
-
-
-def _scale(cfg: DictConfig, key: str) -> float:
-    value = cfg[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e4:
-        raise ValueError(f"{key}={value}: must be a number, 0 or more")
-    return float(value)
 
 
 def _log_look(settings: Mapping[str, Any], found: Mapping[str, Mapping[str, float]]) -> None:

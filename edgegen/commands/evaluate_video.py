@@ -40,8 +40,8 @@ from ._generation import digest, method_settings, methods_of, model_files, read_
 from ._main import command
 from ._model import quiet
 from ._moving import Ask, AttentionProbe, Shown, anchors_of, asks_of, scores_of
-from ._numbers import flag, whole_number
-from .edit import load_editor, read_number
+from ._numbers import flag, read_number, whole_number
+from .edit import load_editor
 
 AnyAsk = Ask | ToneAsk | RealAsk
 _COLUMNS = 6  # frames of a clip in results.png

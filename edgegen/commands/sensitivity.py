@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from ..quantization import CalibrationSpec, Spec, parse_spec, quantized
 from ..quantization.allocation import Bits, mixed_bits, mixed_spec, totals
-from ..quantization.calibration import Call, draw_calls
+from ..quantization.calibration import draw_calls
+from ..quantization.calls import Call
 from ..quantization.grids import BITS
 from ..quantization.sensitivity import Sensitivity, measure_error, measure_sensitivity
 from ..runs.atomic import write_atomic

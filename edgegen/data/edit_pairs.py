@@ -20,14 +20,14 @@ LEAST_CHANGE = 0.03  # root mean square, white at 1: what changes less is no edi
 
 # How often a family is drawn for training; those that a source lacks are left out.
 FAMILIES: Mapping[str, float] = {
-    "style": 0.45,
-    "tone": 0.2,
-    "background": 0.15,
+    "style": 0.3,
+    "tone": 0.25,
+    "background": 0.2,
     "flip": 0.05,
     "painting": 0.4,
     "rule": 0.3,
     "season": 0.15,
-    "colour": 0.15,
+    "colour": 0.3,
 }
 
 

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from .calibration import Call, record_calls
+from .calibration import record_calls
+from .calls import Call
 from .engines import executed
 from .gpu import torchao_quantized
 from .method import attach_steps, quantize_, quantized

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from ..cost.modes import uncompiled
+from ..pipelines.digests import pipeline_digest
+from ..pipelines.schedulers import scheduler_config
+from ..sampling.generate import default_guidance, default_size, read_image
+from ..sampling.guidance import call_guidance
+from .calls import Call, kept_calls
 from .spec import CalibrationSpec
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a network.
-
-    Attributes:
-        args, kwargs: what it is called with.
-        time: timestep, in training timesteps; None for networks that know none.
-        path: which network of the pipeline: `unet`, `text_encoder`, `vae.decoder`, …
-    """
-
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    time: float | None = None
-    path: str = "unet"
 
 
 class Recorder:
@@ -91,31 +85,79 @@ def record_calls(
 def draw_calls(pipe: Any, parts: Sequence[str], settings: CalibrationSpec) -> list[Call]:
     """Calls of runs that the pipeline makes itself, with a scheduler and noise of its own.
 
+    With `settings.store` they are made once for a pipeline, its parts and these settings.
+
     Raises:
-        ValueError: it cannot run on prompts alone.
+        ValueError: it cannot run on prompts, or on prompts and pictures.
+        FileNotFoundError: no such picture.
     """
     taken = inspect.signature(pipe.__call__).parameters if callable(pipe) else {}
-    if "prompt" not in taken or "image" in taken or isinstance(pipe, nn.Module):
+    if "prompt" not in taken or isinstance(pipe, nn.Module):
         raise ValueError(
             f"{type(pipe).__name__} makes no calibration calls from prompts alone: give calls= "
             "(see record_calls), or choose activations.dynamic=true and rounding=nearest"
         )
-    prompts = list(settings.prompts)
-    options: dict[str, Any] = {}
-    if settings.guidance is not None:
-        options["guidance_scale"] = settings.guidance
+    if "image" in taken and not settings.images:
+        raise ValueError(
+            f"{type(pipe).__name__} edits pictures: give calibration.images, or calls= "
+            "(see record_calls)"
+        )
+    if settings.images and "image" not in taken:
+        raise ValueError(f"calibration.images: {type(pipe).__name__} edits no pictures")
+    pictures = _pictures(pipe, settings)
+    make = partial(_draw, pipe, parts, settings, pictures)
+    if settings.store is None:
+        return make()
+    about = {
+        "pipeline": pipeline_digest(pipe),
+        "class": type(pipe).__name__,
+        "scheduler": [type(pipe.scheduler).__name__, scheduler_config(pipe.scheduler)],
+        "parts": sorted(parts),
+        "settings": asdict(replace(settings, images=(), store=None)),
+        "pictures": [hashlib.sha256(each.tobytes()).hexdigest() for each in pictures],
+        "versions": [torch.__version__, version("diffusers")],
+    }
+    return kept_calls(settings.store, about, make, pipe.device)
+
+
+def _pictures(pipe: Any, settings: CalibrationSpec) -> list[Image.Image]:
+    """One a prompt, of the size that the pipeline was trained for; none without `images`."""
+    found = []
+    for path in settings.images[: len(settings.prompts)]:
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(f"calibration.images: {path}: no such file")
+        try:
+            found.append(read_image(str(file), *default_size(pipe)))
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"calibration.images: {path}: damaged, or no picture") from error
+    count = len(settings.prompts) if found else 0
+    return [found[number % len(found)] for number in range(count)]
+
+
+def _draw(
+    pipe: Any, parts: Sequence[str], settings: CalibrationSpec, pictures: Sequence[Image.Image]
+) -> list[Call]:
+    options: dict[str, Any] = {"image": list(pictures)} if pictures else {}
     if "vae" not in parts:
         options["output_type"] = "latent"
     own = pipe.scheduler
     pipe.scheduler = type(own).from_config(own.config)
     try:
-        with record_calls(pipe, parts, bins=1, limit=sys.maxsize) as recorder, torch.no_grad():
+        with ExitStack() as stack:
+            if settings.guidance is not None or settings.image_guidance is not None or pictures:
+                scale = settings.guidance
+                scale = default_guidance(pipe) if scale is None else scale
+                # Before the calls are watched, since it may add to what the UNet takes.
+                options |= stack.enter_context(call_guidance(pipe, scale, settings.image_guidance))
+            recorder = stack.enter_context(record_calls(pipe, parts, bins=1, limit=sys.maxsize))
+            stack.enter_context(torch.no_grad())
             pipe(
-                prompt=prompts,
+                prompt=list(settings.prompts),
                 num_inference_steps=settings.steps,
                 generator=[
                     torch.Generator().manual_seed(settings.seed + number)
-                    for number in range(len(prompts))
+                    for number in range(len(settings.prompts))
                 ],
                 **options,
             )

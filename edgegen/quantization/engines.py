@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
 from ..cost import cost_mode
-from .calibration import Call, draw_calls
+from .calibration import draw_calls
+from .calls import Call
 from .choice import parts_of
 from .modules import Quantized
 from .spec import CalibrationSpec, changed

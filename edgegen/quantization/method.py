@@ -10,7 +10,7 @@ from torch import nn
 
 from ..cost import cost_mode
 from ..sampling.steps import StepClock, step_clock
-from .calibration import Call
+from .calls import Call
 from .choice import parts_of
 from .modules import Quantized
 from .plan import Plan, make_plan

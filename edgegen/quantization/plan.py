@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from .attention import OPERANDS, QuantizedAttention
-from .calibration import Call, draw_calls, run_calls
+from .calibration import draw_calls, run_calls
+from .calls import Call
 from .choice import Choice, Layer, choose, parts_of
 from .codebooks import CodebookWeight, layout_of
 from .gptq import Hessian, round_by_gptq
@@ -26,6 +27,7 @@ from .time_embedding import finite_inputs
 from .weights import IntegerWeight, round_to_nearest, weight_scales
 
 UNREACHED = "no calibration call reached it"
+HESSIAN_BYTES = 2 << 30  # of Hessians at a time; layers beyond that wait for another round of calls
 
 
 @dataclass
@@ -72,7 +74,8 @@ class _Builder:
         self.period = Period(spec.time_groups, steps.get("num_train_timesteps", 1000))
         self.group = 0  # of timesteps, of the call that runs
         self.observers: dict[str, Observer] = {}  # path, of attention with the operand behind it
-        self.hessians: dict[str, Hessian] = {}
+        self.feeding_back: list[str] = []  # paths of layers to be rounded by GPTQ or GPTVQ
+        self.rounded: dict[str, IntegerWeight | CodebookWeight] = {}
         self.calls: list[Call] = []
 
     def build(self, calls: Iterable[Call] | None) -> Plan:
@@ -101,7 +104,7 @@ class _Builder:
             self.observers[path] = Observer(activations, axis, layer.split, self._groups(path))
         feeds_back = layer.weights.bits is not None and layer.weights.rounding == "gptq"
         if feeds_back and getattr(layer.module, "groups", 1) == 1:  # else rounded to nearest
-            self.hessians[path] = Hessian(layer.module)
+            self.feeding_back.append(path)
 
     def _watch_attention(self, path: str) -> None:
         if not self.spec.activations.is_dynamic:
@@ -135,26 +138,60 @@ class _Builder:
     def _see_calls(self, calls: Iterable[Call] | None) -> None:
         """All other ranges, and the Hessians."""
         waiting = [path for path, each in self.observers.items() if not each.reached]
-        if not waiting and not self.hessians and not self.spec.bias_correction:
+        if not waiting and not self.feeding_back and not self.spec.bias_correction:
             return
         if calls is None:
             calls = draw_calls(self.target, self.spec.parts, self.spec.calibration)
         self.calls = list(calls)
+        # What finite layers take is known already; only their Hessians are not.
+        observers = {
+            path: observer
+            for path, observer in self.observers.items()
+            if path in self.choice.layers and not self.choice.layers[path].finite
+        }
+        rounds = list(self._rounds())
+        self._run(observers, rounds[0] if rounds else [], self.choice.attention)
+        for paths in rounds[1:]:
+            self._run({}, paths, {})
+
+    def _rounds(self) -> Iterator[list[str]]:
+        """The layers whose Hessians are held at the same time."""
+        paths: list[str] = []
+        held = 0
+        for path in self.feeding_back:
+            size = 4 * self.choice.layers[path].module.weight[0].numel() ** 2
+            if paths and held + size > HESSIAN_BYTES:
+                yield paths
+                paths, held = [], 0
+            paths.append(path)
+            held += size
+        if paths:
+            yield paths
+
+    def _run(
+        self,
+        observers: Mapping[str, Observer],
+        feeding_back: Sequence[str],
+        attention: Mapping[str, Any],
+    ) -> None:
+        """Make the calls: ranges, and the weights that are rounded with feedback."""
+        layers = self.choice.layers
+        hessians = {path: Hessian(layers[path].module) for path in feeding_back}
         with ExitStack() as stack:
-            for path, layer in self.choice.layers.items():
-                # What finite layers take is known already; only their Hessians are not.
-                observer = None if layer.finite else self.observers.get(path)
-                for seer in (observer, self.hessians.get(path)):
-                    if seer is not None:
-                        hook = layer.module.register_forward_pre_hook(self._seen_by(seer))
-                        stack.callback(hook.remove)
-            for path, attention in self.choice.attention.items():
+            seers: list[tuple[str, Observer | Hessian]] = [*observers.items(), *hessians.items()]
+            for path, seer in seers:
+                hook = layers[path].module.register_forward_pre_hook(self._seen_by(seer))
+                stack.callback(hook.remove)
+            for path, module in attention.items():
                 operands = [self.observers.get(f"{path}.{operand}") for operand in OPERANDS]
                 if None not in operands:
-                    stack.callback(attention.set_processor, attention.processor)
+                    stack.callback(module.set_processor, module.processor)
                     looks = [partial(self._look, observer) for observer in operands]
-                    attention.set_processor(QuantizedAttention(*looks))
+                    module.set_processor(QuantizedAttention(*looks))
             run_calls(self.target, self.calls, self._begin)
+        for path, hessian in hessians.items():
+            if hessian.reached:
+                self.rounded[path] = self._stored(layers[path], hessian.matrix)
 
     def _begin(self, call: Call) -> None:
         self.group = 0 if call.time is None else self.period.group(call.time)
@@ -183,22 +220,23 @@ class _Builder:
                 self.plan.skipped[path] = UNREACHED
                 return
             inputs = found
-        stored = None if layer.weights.bits is None else self._stored(path, layer)
+        stored = self.rounded.get(path)
+        if stored is None and layer.weights.bits is not None:
+            if layer.weights.rounding == "gptq" and not layer.module.weight.is_meta:
+                self.plan.nearest.append(path)
+            stored = self._stored(layer)
         self.plan.twins[path] = (layer.module, twin_of(layer.module, stored, inputs))
 
-    def _stored(self, path: str, layer: Layer) -> IntegerWeight | CodebookWeight:
+    def _stored(
+        self, layer: Layer, hessian: torch.Tensor | None = None
+    ) -> IntegerWeight | CodebookWeight:
         spec, weight = layer.weights, layer.module.weight
         assert spec.bits is not None
-        hessian = self.hessians.pop(path, None)
-        if hessian is not None and not hessian.reached:
-            hessian = None
-        if hessian is None and spec.rounding == "gptq" and not weight.is_meta:
-            self.plan.nearest.append(path)
         if spec.vector is not None:
             layout = layout_of(weight.shape, spec.bits, spec.vector, spec.codebook_bits, spec.block)
             if weight.is_meta:
                 return CodebookWeight.empty(weight.shape, layout, "meta")
-            return quantize_vectors(weight, layout, None if hessian is None else hessian.matrix)
+            return quantize_vectors(weight, layout, hessian)
         grid = Grid(spec.bits, spec.symmetric)
         group = spec.group if spec.granularity == "group" else None
         scales = weight_scales(
@@ -207,7 +245,7 @@ class _Builder:
         if hessian is None:
             integers = round_to_nearest(weight, scales, grid, group)
         else:
-            integers = round_by_gptq(weight, hessian.matrix, scales, grid, group)
+            integers = round_by_gptq(weight, hessian, scales, grid, group)
         return IntegerWeight(integers, *scales, grid, group)
 
     def _quantizer(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from .calibration import Call
+from .calls import Call
 from .choice import parts_of
 from .lrqat import BASES, LowRankWeight
 from .lsq import LearnedQuantizer, LearnedScale, LearnedWeight

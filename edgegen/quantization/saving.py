@@ -7,6 +7,7 @@ are in the part's safetensors file as `save_pretrained` writes it.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ FORMAT = 1
 
 def note_quantization(part: Any, spec: Spec) -> None:
     """Let the configuration of a network, quantized for good, say so to whoever saves it."""
-    description = json.loads(json.dumps({"format": FORMAT, "spec": spec.plain(), **describe(part)}))
+    # Files and folders are of the machine that calibrated.
+    runs = replace(spec.calibration, images=(), store=None)
+    plain = replace(spec, calibration=runs).plain()
+    description = json.loads(json.dumps({"format": FORMAT, "spec": plain, **describe(part)}))
     if hasattr(part, "register_to_config"):
         part.register_to_config(**{KEY: description})
     else:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ..cost import count
-from .calibration import Call, network
+from .calibration import network
+from .calls import Call
 from .choice import parts_of
 from .method import swap
 from .modules import twin_of

@@ -117,18 +117,27 @@ class CalibrationSpec:
         steps: of each run; all are looked at.
         seed: of the noise.
         guidance: None for the pipeline's own; commands then take what pictures are made at.
+        images: files of pictures, in turn for the prompts; for pipelines that edit pictures.
+        image_guidance: as `guidance`, by the picture.
+        store: a folder that keeps the calls, so that the next quantization of the same pipeline
+            makes none; it is in no saved model.
     """
 
     prompts: tuple[str, ...] = ("",)
     steps: int = 10
     seed: int = 0
     guidance: float | None = None
+    images: tuple[str, ...] = ()
+    image_guidance: float | None = None
+    store: str | None = None
 
     def check(self, place: str) -> None:
         _check_whole(f"{place}.steps", self.steps, 1)
         _check_whole(f"{place}.seed", self.seed, 0)
         if not self.prompts or not all(isinstance(prompt, str) for prompt in self.prompts):
             raise ValueError(f"{place}.prompts={list(self.prompts)}: must be one text or more")
+        if self.store is not None and not isinstance(self.store, str):
+            raise ValueError(f"{place}.store={self.store}: must be a folder")
 
 
 @dataclass(frozen=True)
@@ -233,8 +242,9 @@ def changed(place: str, base: Any, changes: Any) -> Any:
         return changes
     check_keys(place, changes, [each.name for each in fields(base)])
     made = dict(changes)
-    if "prompts" in made:
-        made["prompts"] = texts(f"{place}.prompts", made["prompts"])
+    for key in ("prompts", "images"):
+        if key in made:
+            made[key] = texts(f"{place}.{key}", made[key])
     return replace(base, **made)
 
 

@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -79,6 +80,19 @@ def make_text_pipe(folder: Path) -> Any:
         scheduler=pipe.scheduler,
         safety_checker=None,
         feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def make_editor(folder: Path) -> Any:
+    """An InstructPix2Pix pipeline with the same text encoder."""
+    parts = make_text_pipe(folder).components
+    names = ("vae", "text_encoder", "tokenizer", "scheduler", "safety_checker", "feature_extractor")
+    made = StableDiffusionInstructPix2PixPipeline(
+        **{name: parts[name] for name in names},
+        unet=make_unet(in_channels=8),
         requires_safety_checker=False,
     )
     made.set_progress_bar_config(disable=True)

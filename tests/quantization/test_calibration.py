@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from quantization_models import draw, make_pipe, make_unet
+from PIL import Image
+from quantization_models import draw, make_editor, make_pipe, make_text_pipe, make_unet
 
-from edgegen.quantization import Call, parse_spec, quantized, record_calls
-from edgegen.quantization.calibration import Recorder
+from edgegen.quantization import Call, parse_spec, plan, quantize_, quantized, record_calls
+from edgegen.quantization.calibration import Recorder, draw_calls
 from edgegen.quantization.grids import Grid, fake_quantize
 from edgegen.quantization.observers import Observer
 from edgegen.quantization.plan import make_plan
@@ -198,3 +200,112 @@ def test_values_that_are_not_finite(pipe: Any, calls: Any) -> None:
     ):
         with pytest.raises(ValueError, match=text), quantized(pipe, "w8a8", calls=calls):
             pass
+
+
+@pytest.mark.parametrize("method", ["w4a8", "vq1d"])
+def test_hessians_a_few_at_a_time(
+    pipe: Any, calls: Any, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As all at once, whatever memory there is; the calls are made again for each few."""
+    spec = parse_spec(method, weights={"rounding": "gptq"}, include=["*mid_block*", "unet.conv_*"])
+    made: list[int] = []
+    handle = pipe.unet.register_forward_pre_hook(lambda *_: made.append(1))
+    whole = make_plan(pipe, spec, calls)
+    assert len(made) == len(calls)
+    monkeypatch.setattr(plan, "HESSIAN_BYTES", 4 * 144**2)  # one of a 3 × 3 convolution of 16
+    parts = make_plan(pipe, spec, calls)
+    handle.remove()
+    assert len(made) > 4 * len(calls)
+    assert list(parts.twins) == list(whole.twins)
+    assert parts.nearest == whole.nearest == []
+    for name, (_, twin) in whole.twins.items():
+        assert torch.equal(parts.twins[name][1].stored(), twin.stored())
+
+
+class TestStore:
+    def settings(self, folder: Path) -> dict[str, Any]:
+        return {"prompts": ["ab", "c"], "steps": 3, "guidance": 3.0, "store": str(folder / "kept")}
+
+    def test_is_made_once(self, tmp_path: Path) -> None:
+        pipe = make_text_pipe(tmp_path)
+        settings = parse_spec(calibration=self.settings(tmp_path)).calibration
+        parts = ("unet", "vae", "text_encoder")
+        made: list[int] = []
+        handle = pipe.unet.register_forward_pre_hook(lambda *_: made.append(1))
+        first, second = (draw_calls(pipe, parts, settings) for _ in range(2))
+        assert len(made) == 3
+        assert [(call.path, call.time) for call in first] == [
+            (call.path, call.time) for call in second
+        ]
+        for a, b in zip(first, second, strict=True):
+            torch.testing.assert_close(
+                [list(a.args), dict(a.kwargs)], [list(b.args), dict(b.kwargs)], rtol=0, atol=0
+            )
+        (file,) = (tmp_path / "kept").iterdir()
+        assert file.stat().st_size < 30_000  # text features are the same at all steps
+        before = pipe.unet.conv_in.weight.data.clone()
+        pipe.unet.conv_in.weight.data += 1
+        draw_calls(pipe, parts, settings)
+        handle.remove()
+        assert len(made) == 6
+        pipe.unet.conv_in.weight.data = before
+        for damaged in (file.read_bytes()[:-40], b""):
+            file.write_bytes(damaged)
+            with pytest.raises(ValueError, match=f"{file}: no calibration calls, or damaged"):
+                draw_calls(pipe, parts, settings)
+
+    def test_is_in_no_saved_model(self, tmp_path: Path) -> None:
+        pipe = make_text_pipe(tmp_path)
+        quantize_(pipe, "w8a8", calibration=self.settings(tmp_path))
+        pipe.unet.save_pretrained(tmp_path / "unet")
+        assert (tmp_path / "kept").is_dir()
+        assert str(tmp_path) not in (tmp_path / "unet" / "config.json").read_text()
+
+
+class TestEditors:
+    @pytest.fixture
+    def pictures(self, tmp_path: Path) -> list[str]:
+        for number, colour in enumerate(("red", "blue")):
+            Image.new("RGB", (20, 30), colour).save(tmp_path / f"{number}.png")
+        return [str(tmp_path / f"{number}.png") for number in range(2)]
+
+    def test_calibrates_on_pictures(self, tmp_path: Path, pictures: list[str]) -> None:
+        """What the UNet is called with is what the pipeline itself calls it with."""
+        pipe = make_editor(tmp_path)
+        given = {"prompts": ["a", "b", "c"], "steps": 2, "images": pictures}
+        settings = parse_spec(
+            calibration={**given, "guidance": 3.0, "image_guidance": 1.2}
+        ).calibration
+        calls = draw_calls(pipe, ("unet",), settings)
+        opened = [Image.open(each).convert("RGB").resize((16, 16)) for each in pictures]
+        with record_calls(pipe, limit=99) as recorder, torch.no_grad():
+            pipe(
+                ["a", "b", "c"],
+                [opened[0], opened[1], opened[0]],
+                num_inference_steps=2,
+                guidance_scale=3.0,
+                image_guidance_scale=1.2,
+                generator=[torch.Generator().manual_seed(seed) for seed in range(3)],
+                output_type="latent",
+            )
+        assert len(calls) == len(recorder.calls) == 2
+        for ours, own in zip(calls, recorder.calls, strict=True):
+            assert ours.args[0].shape == (9, 8, 8, 8)  # three branches of three pictures
+            torch.testing.assert_close(ours.args[0], own.args[0], rtol=1e-4, atol=1e-4)
+        with quantized(pipe, "w8a8", calibration=given) as report:
+            assert "calibration" not in report.table()
+
+    def test_says_what_is_wrong(self, tmp_path: Path, pictures: list[str]) -> None:
+        (tmp_path / "text.png").write_text("no picture")
+        for make, given, error, text in (
+            (make_editor, {}, ValueError, "edits pictures: give calibration.images"),
+            (make_text_pipe, {"images": pictures}, ValueError, "edits no pictures"),
+            (make_editor, {"images": ["no.png"]}, FileNotFoundError, "images: no.png: no such"),
+            (make_editor, {"images": [str(tmp_path / "text.png")]}, ValueError, "damaged, or no"),
+            (make_text_pipe, {"images": 3}, ValueError, "images=3: must be a list of texts"),
+        ):
+            with (
+                pytest.raises(error, match=text),
+                quantized(make(tmp_path), "w8a8", calibration=given),
+            ):
+                pass

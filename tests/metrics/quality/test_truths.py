@@ -24,11 +24,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from edgegen.metrics.quality.truths import (
     TruthSettings,
-    pipeline_digest,
     pipeline_truths,
     truth_scheduler,
     truths,
 )
+from edgegen.pipelines.digests import pipeline_digest
 from edgegen.pipelines.schedulers import make_scheduler
 from edgegen.sampling.generate import sample as sample_pipeline
 
