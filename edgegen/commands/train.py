@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -58,6 +59,7 @@ def main(cfg: DictConfig, run: Run) -> None:
             file=sys.stderr,
         )
     run.start()
+    run.info(precision=str(trainer.precision))
     _keep_curves(run.folder / "logs")
     # Checkpoints hold tensors and plain values only, so nothing has to be unpickled.
     trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
@@ -86,9 +88,15 @@ def _check_sharding(module: Any) -> None:
 
 
 def _trainer(cfg: DictConfig, checkpoints: Path) -> lightning.Trainer:
+    options = {}
+    if cfg.trainer.get("precision") == "auto":
+        on_cpu = cfg.trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
+        emulated = on_cpu and emulates_bfloat16(torch.device("cpu"))
+        options["precision"] = "32-true" if emulated else "bf16-mixed"
     return _build(
         "trainer",
         cfg.trainer,
+        **options,
         logger=_loggers(cfg, checkpoints.parent),
         callbacks=[
             LastCheckpoint(checkpoints, cfg.checkpoint_every),

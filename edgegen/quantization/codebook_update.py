@@ -8,8 +8,10 @@ from __future__ import annotations
 import torch
 
 from .codebooks import Layout
+from .gptq import BLOCK
 
 STEPS = 40  # of conjugate gradients at most
+FIRST_STEPS = 10  # before assignments that are made once more
 _SMALLEST = 1e-30
 
 
@@ -31,10 +33,11 @@ def refine(
         rounds: of assignments; the update comes before the first and after each.
     """
     first = layout.groups(target.device) * layout.entries
-    codebooks = update_codebooks(codebooks, first + indices, scales, target, hessian)
+    given = (scales, target, hessian)
     for _ in range(rounds):
-        indices = assign_again(codebooks, indices, layout, scales, target, hessian)
-        codebooks = update_codebooks(codebooks, first + indices, scales, target, hessian)
+        codebooks = update_codebooks(codebooks, first + indices, *given, FIRST_STEPS)
+        indices = assign_again(codebooks, indices, layout, *given)
+    codebooks = update_codebooks(codebooks, first + indices, *given)
     return codebooks, indices
 
 
@@ -55,16 +58,25 @@ def assign_again(
     made = scales * codebooks[groups, indices].flatten(1)
     slope = (target - made) @ hessian
     found = indices.clone()
-    for vector in range(layout.vectors):
-        here = slice(vector * d, vector * d + d)
-        own = hessian[here, here]
-        best = made[:, here] + slope[:, here] @ torch.linalg.inv(own)
-        offered = codebooks[groups[:, vector]] * scales[:, here][:, None]  # (R, entries, d)
-        errors = (best[:, None] - offered) @ torch.linalg.cholesky(own)
-        found[:, vector] = errors.square().sum(-1).argmin(1)
-        chosen = offered[rows, found[:, vector]]
-        slope -= (chosen - made[:, here]) @ hessian[here]
-        made[:, here] = chosen
+    starts = range(0, layout.vectors * d, d)
+    own = torch.stack([hessian[start : start + d, start : start + d] for start in starts])
+    inverse, factor = torch.linalg.inv(own), torch.linalg.cholesky(own)
+    width = max(1, BLOCK // d) * d
+    for first in range(0, layout.vectors * d, width):
+        # What a block changes reaches the columns behind it at once.
+        end = min(first + width, layout.vectors * d)
+        before = made[:, first:end].clone()
+        for start in range(first, end, d):
+            here, vector = slice(start, start + d), start // d
+            best = made[:, here] + slope[:, here] @ inverse[vector]
+            offered = codebooks[groups[:, vector]] * scales[:, here][:, None]  # (R, entries, d)
+            errors = (best[:, None] - offered) @ factor[vector]
+            found[:, vector] = errors.square().sum(-1).argmin(1)
+            chosen = offered[rows, found[:, vector]]
+            behind = slice(here.stop, end)
+            slope[:, behind] -= (chosen - made[:, here]) @ hessian[here, behind]
+            made[:, here] = chosen
+        slope[:, end:] -= (made[:, first:end] - before) @ hessian[first:end, end:]
     return found
 
 

@@ -16,6 +16,7 @@ from .codebooks import BLOCK_BITS, CODE_BITS, CodebookWeight, Layout, exponentia
 from .gptq import damped, feedback_of
 
 ROUNDS = 50  # of assigning and fitting
+FIRST_ROUNDS = 20  # where codebooks are updated afterwards: more gain less than a hundredth
 REVISITS = 3  # of all assignments, which the paper makes once
 _OCTAVES = 8.0  # that the scales of blocks, and of codebooks, may span
 _SMALLEST = 1e-30
@@ -50,7 +51,8 @@ def quantize_vectors(
             codes.append(code)
             scales = layout.spread(code, block_range, scales.shape[1])
         stripe = _Stripe(scales, feedback[here, here], layout, size)
-        codebook = stripe.fit(rows[:, here])
+        rounds = ROUNDS if hessian is None else FIRST_ROUNDS
+        codebook = stripe.fit(rows[:, here], rounds)
         found, errors = stripe.assign(rows[:, here], codebook, feeds=hessian is not None)
         indices.append(found)
         codebooks.append(codebook)
@@ -100,7 +102,7 @@ class _Stripe:
         # (vectors, d, d): what turns an error into what is left of it.
         self.whiten = torch.linalg.solve_triangular(own, unit.expand_as(own), upper=True)
 
-    def fit(self, columns: torch.Tensor) -> torch.Tensor:
+    def fit(self, columns: torch.Tensor, rounds: int = ROUNDS) -> torch.Tensor:
         """Codebooks (groups, entries, d) by expectation and maximization with weights."""
         d = self.layout.dimension
         points = self._grouped(columns / self.scales)  # (G, rows, V, d)
@@ -111,8 +113,9 @@ class _Stripe:
         moved = (points[..., None, :] @ weights.unflatten(-1, (d, d))).squeeze(-2)
         codebook = _first_codebooks(points, sizes, self.layout)
         flat, before = (self.number, -1), None
-        for _ in range(ROUNDS):
-            found = self._nearest(points, codebook)
+        own = _whitened(points, self.whiten)
+        for _ in range(rounds):
+            found = _nearest(own, codebook, self.whiten)
             if before is not None and torch.equal(found, before):
                 break
             before = found
@@ -131,7 +134,8 @@ class _Stripe:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Indices (R, V), and errors (R, width) that are to be fed to the columns behind."""
         if not feeds:
-            found = self._nearest(self._grouped(columns / self.scales), codebook)
+            points = _whitened(self._grouped(columns / self.scales), self.whiten)
+            found = _nearest(points, codebook, self.whiten)
             return found.flatten(0, 1)[: self.rows], columns
         d, rest = self.layout.dimension, columns.clone()
         groups = torch.arange(self.rows, device=rest.device) // self.size
@@ -139,8 +143,9 @@ class _Stripe:
         for vector in range(self.vectors):
             here = slice(vector * d, vector * d + d)
             # With what the columns before have fed back: not as it was when the stripe began.
-            points = self._grouped(rest[:, here] / self.scales[:, here])
-            index = self._nearest(points, codebook, vector).reshape(-1)[: self.rows]
+            whiten = self.whiten[vector : vector + 1]
+            points = _whitened(self._grouped(rest[:, here] / self.scales[:, here]), whiten)
+            index = _nearest(points, codebook, whiten).reshape(-1)[: self.rows]
             indices.append(index)
             error = rest[:, here] - codebook[groups, index] * self.scales[:, here]
             error = error @ self.whiten[vector]
@@ -154,20 +159,23 @@ class _Stripe:
         filled = F.pad(matrix, (0, 0, 0, surplus))
         return filled.reshape(self.number, self.size, -1, self.layout.dimension)
 
-    def _nearest(
-        self, points: torch.Tensor, codebook: torch.Tensor, vector: int | None = None
-    ) -> torch.Tensor:
-        """Indices (groups, rows, V) of those that leave the least error.
 
-        Args:
-            points: (groups, rows, V, d); V = 1 with `vector`, the number of the columns.
-        """
-        whiten = self.whiten if vector is None else self.whiten[vector : vector + 1]
-        own = points.transpose(1, 2) @ whiten  # (G, V, rows, d)
-        entries = codebook[:, None] @ whiten  # (G, V, entries, d)
-        products = own @ entries.transpose(2, 3)
-        distance = entries.square().sum(-1)[:, :, None] - 2 * products
-        return distance.argmin(-1).transpose(1, 2)
+def _whitened(points: torch.Tensor, whiten: torch.Tensor) -> torch.Tensor:
+    """(groups, rows, V, d) to (groups, V, rows, d), in which distances are what is left."""
+    return points.transpose(1, 2) @ whiten
+
+
+def _nearest(own: torch.Tensor, codebook: torch.Tensor, whiten: torch.Tensor) -> torch.Tensor:
+    """Indices (groups, rows, V) of those that leave the least error.
+
+    Args:
+        own: (groups, V, rows, d), as `_whitened` gives them.
+        codebook: (groups, entries, d).
+        whiten: (V, d, d).
+    """
+    entries = codebook[:, None] @ whiten  # (G, V, entries, d)
+    half = 0.5 * entries.square().sum(-1)[:, :, None]
+    return (half - own @ entries.transpose(2, 3)).argmin(-1).transpose(1, 2)
 
 
 def _first_codebooks(points: torch.Tensor, sizes: torch.Tensor, layout: Layout) -> torch.Tensor:

@@ -84,8 +84,9 @@ def add_errors_to_base(
     base: str,
     *,
     guidance: float,
-    most: int,
+    seed: int = 0,
     steps: int = 100,
+    against: Callable[[str], str | None] = lambda _: None,
 ) -> list[Row]:
     """`quality/base_rmse` and `quality/base_efflite0`: errors to one model's own solution.
 
@@ -94,44 +95,53 @@ def add_errors_to_base(
     Args:
         stage: whose rows are judged, by their axis `row`.
         base: the row of the model whose truth is taken, at `guidance` with `steps` steps.
-        most: pictures of each row, the first ones.
+        seed: whose pictures of each row are judged: one of each prompt.
+        against: by a row's name, the row that it is held against, as `quality/base_rmse_change`:
+            the mean of its error less that one's, with its paired interval.
     """
     judged = [row for row in rows if row["stage"] == stage and _there(cells, row)]
     found = next((row for row in judged if row["row"] == base), None)
     if found is None:
         return list(rows)
-    made, truth, prompts = _truth(cells / found["cell"], guidance, most, steps)
+    made, truth, prompts = _truth(cells / found["cell"], guidance, seed, steps)
     backbone = EffLite0()
-    done: dict[int, Row] = {}
+    done: dict[str, Row] = {}
+    by_pixels: dict[str, np.ndarray] = {}
     for row in judged:
-        files, asked = _pictures(cells / row["cell"], most)
+        files, asked = _pictures(cells / row["cell"], seed)
         if [_noise(each) for each in asked] != [_noise(each) for each in made]:
             raise ValueError(f"cell {row['cell']}: made with other prompts or noise than {base}'s")
         errors = paired_errors(as_floats([read_picture(file) for file in files]), truth, backbone)
         new: Row = {}
         for name, column in zip(("rmse", "efflite0"), errors.T.cpu().numpy(), strict=True):
             new |= _columns(f"quality/base_{name}", bootstrap_mean(column, prompts))
-        done[id(row)] = new
-    return [dict(row) | done.get(id(row), {}) for row in rows]
+        done[row["row"]] = new
+        by_pixels[row["row"]] = errors[:, 0].cpu().numpy()
+    for name, new in done.items():
+        other = against(name)
+        if other in by_pixels:
+            change = paired_difference(by_pixels[name], by_pixels[other], prompts)
+            new |= _columns("quality/base_rmse_change", change)
+    here = {id(row) for row in judged}
+    return [dict(row) | (done[row["row"]] if id(row) in here else {}) for row in rows]
 
 
 def add_latency(
     rows: Sequence[Row],
     cells: Path,
     stage: str,
+    axis: str,
     place: Callable[[Row], tuple[str, str] | None],
 ) -> list[Row]:
     """`cost/seconds_per_image_interleaved`, with its quartiles as the ends, and the time ratio.
 
     Args:
-        stage: cells of the command `compare`, named by one axis.
+        stage, axis: cells of the command `compare`, and the axis that names them.
         place: of a row, the value of that axis and the label in the comparison; None for none.
     """
-    axis = None
     timed: dict[tuple[str, str], Mapping[str, Any]] = {}
     for row in rows:
         if row["stage"] == stage and _there(cells, row):
-            axis = axis or next(key for key in row if key != "stage")
             text = (cells / row["cell"] / "results.csv").read_text(encoding="utf-8")
             timed |= {(str(row[axis]), str(each["method"])): each for each in from_csv(text)}
     made = []
@@ -150,17 +160,22 @@ def add_latency(
 
 
 def time_ratio_rows(
-    rows: Sequence[Row], cells: Path, stage: str, point: str, pairs: Mapping[str, tuple[str, str]]
+    rows: Sequence[Row],
+    cells: Path,
+    stage: str,
+    axis: str,
+    point: str,
+    pairs: Mapping[str, tuple[str, str]],
 ) -> list[Row]:
     """Rows of a stage `times`, named `pair`: how long one method takes as a share of another.
 
     Args:
-        stage, point: the comparison in which both took turns: its stage, and the value of its axis.
+        stage, axis, point: the comparison in which both took turns: its stage, and where on which
+            axis it is.
         pairs: by name, the labels of the two.
     """
     made = []
     for row in rows:
-        axis = next((key for key in row if key != "stage"), "")
         if row["stage"] != stage or str(row[axis]) != point or not _there(cells, row):
             continue
         text = (cells / row["cell"] / "times.csv").read_text(encoding="utf-8")
@@ -258,11 +273,11 @@ def front_rows(
 
 
 def _truth(
-    folder: Path, guidance: float, most: int, steps: int
+    folder: Path, guidance: float, seed: int, steps: int
 ) -> tuple[list[dict[str, Any]], torch.Tensor, np.ndarray]:
     """What was asked for the pictures of a cell, the truths of its model, and the prompts."""
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    _, asked = _pictures(folder, most)
+    _, asked = _pictures(folder, seed)
     pipe = load(config["model"]["source"])
     pipe.set_progress_bar_config(disable=True)
     truth = pipeline_truths(
@@ -277,12 +292,14 @@ def _truth(
     return asked, as_floats(truth), np.array([each["prompt"] for each in asked])
 
 
-def _pictures(folder: Path, most: int) -> tuple[list[Path], list[dict[str, Any]]]:
-    files = sorted((folder / "images").glob("*.png"))[:most]
-    settings = [read_settings(file) for file in files]
-    if not files or any(each is None for each in settings):
-        raise ValueError(f"{folder / 'images'}: no pictures that say how they were made")
-    return files, [each for each in settings if each is not None]
+def _pictures(folder: Path, seed: int) -> tuple[list[Path], list[dict[str, Any]]]:
+    read = {file: read_settings(file) for file in sorted((folder / "images").glob("*.png"))}
+    if None in read.values():
+        raise ValueError(f"{folder / 'images'}: a picture does not say how it was made")
+    found = {file: each for file, each in read.items() if each and each["seed"] == seed}
+    if not found:
+        raise ValueError(f"{folder / 'images'}: no pictures of seed {seed}")
+    return list(found), list(found.values())
 
 
 def _noise(asked: Mapping[str, Any]) -> tuple[Any, ...]:

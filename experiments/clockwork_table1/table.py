@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from edgegen.runs.cell_samples import add_errors_to_base, add_latency
 from edgegen.runs.pareto import Point, plot_front
-from edgegen.runs.tables import make_table
+from edgegen.runs.tables import Score, make_table, score_text
 
 # Clockwork Diffusion (arXiv 2312.08128), Table 1: TFLOPs, FID, CLIP score. The paper gives one row
 # with its ResNet adaptor; the identity's stands beside it.
@@ -31,9 +31,10 @@ TRAINED = [
     "quality/clip_judge",
     "quality/concept_accuracy",
     "cost/seconds_per_image_interleaved",
+    "cost/time_ratio",
 ]
+CHANGE = f"{ERROR}_change"
 GUIDANCE = 3  # of the base model, whose solution is the truth of all rows
-SAMPLES = 500  # whose truth is computed
 Rows = list[dict[str, Any]]
 
 
@@ -45,8 +46,26 @@ def table(rows: Rows) -> str:
     if not trained:
         return "\n".join([*parts, "Not run yet.", ""])
     metrics = [name for name in TRAINED if any(row.get(name) is not None for row in trained)]
-    parts += [make_table(trained, ["row"], [], metrics).markdown()]
-    return "\n".join(parts)
+    ways = {"cost/time_ratio": "lower"} if "cost/time_ratio" in metrics else {}
+    parts += [make_table(trained, ["row"], [], metrics, ways).markdown()]
+    return "\n".join([*parts, *changes(trained)])
+
+
+def changes(rows: Rows) -> list[str]:
+    """What reuse and its adaptor change of the error, within a model."""
+    lines = ["| row | held against | error less that one's | below |", "| --- | --- | ---: | --- |"]
+    for row in rows:
+        if row.get(CHANGE) is not None:
+            score = Score(row[CHANGE], row[f"{CHANGE}_lo"], row[f"{CHANGE}_hi"])
+            told = score.below_zero("no, above")
+            lines.append(f"| {row['row']} | {against(row['row'])} | {score_text(score)} | {told} |")
+    return [*lines, ""] if len(lines) > 2 else []
+
+
+def against(name: str) -> str | None:
+    """The identity for what is learned, the model without reuse for the identity."""
+    model, _, how = name.partition(" + ")
+    return f"{model} + identity" if how.startswith("learned") else model if how else None
 
 
 def full_size(rows: Rows) -> str:
@@ -98,8 +117,8 @@ def figures(rows: Rows) -> dict[str, Figure]:
 
 def derived(rows: Rows, cells: Path) -> Rows:
     """Error of every trained row to the base model's own solution; time, interleaved."""
-    rows = add_errors_to_base(rows, cells, "rows", "base", guidance=GUIDANCE, most=SAMPLES)
-    return add_latency(rows, cells, "latency", _label)
+    rows = add_errors_to_base(rows, cells, "rows", "base", guidance=GUIDANCE, against=against)
+    return add_latency(rows, cells, "latency", "model", _label)
 
 
 def _label(row: dict[str, Any]) -> tuple[str, str] | None:

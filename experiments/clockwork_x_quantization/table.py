@@ -73,7 +73,7 @@ def figures(rows: Rows) -> dict[str, Figure]:
 
 def derived(rows: Rows, cells: Path) -> Rows:
     """Paired differences, and times from the runs in which methods took turns."""
-    rows = add_latency(rows, cells, "latency", _label)
+    rows = add_latency(rows, cells, "latency", "steps", _label)
     named = {row["row"]: row for row in of(rows, "changed")}
     pairs = {
         f"{less} < {more}": (named[less], named[more])

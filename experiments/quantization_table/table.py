@@ -148,7 +148,7 @@ def figures(rows: Rows) -> dict[str, Figure]:
 
 def derived(rows: Rows, cells: Path) -> Rows:
     """Paired differences of the change, picture by picture."""
-    rows = add_latency(rows, cells, "latency", timed)
+    rows = add_latency(rows, cells, "latency", "steps", timed)
     named = {row["row"]: row for row in of(rows, "changed")}
     pairs = {
         f"{less} < {more}": (named[less], named[more])

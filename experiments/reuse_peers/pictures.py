@@ -20,7 +20,7 @@ ROWS = {
     "8 ours identity": "clock 2, identity",
     "8 ours learned 0": "clock 2, learned",
     "8 deepcache 2 b2": "DeepCache, interval 2",
-    "8 fewer 5": "5 steps",
+    "8 fewer 6": "6 steps",
 }
 
 

@@ -10,9 +10,11 @@ from matplotlib.figure import Figure
 from edgegen.runs.cell_samples import (
     add_differences,
     add_latency,
+    difference_rows,
     front_rows,
     time_ratio_rows,
 )
+from edgegen.runs.distance_samples import SLACK, slack_rows
 from edgegen.runs.pareto import Point, plot_front
 from edgegen.runs.tables import Score, make_table, score_text
 
@@ -30,7 +32,8 @@ COLUMNS = [
     "cost/time_ratio",
 ]
 DISTANCES = [DISTANCE, "quality/clip_judge", "quality/concept_accuracy", "quality/copy_rate"]
-PEERS = ("deepcache", "tgate")
+RIVALS = ("8 deepcache", "8 tgate", "8 fewer", "8 ours identity")
+LEARNED = ("8 ours learned 0", "8 ours learned 1")
 Rows = list[dict[str, Any]]
 
 
@@ -64,23 +67,23 @@ def bars(rows: Rows) -> str:
     front = next((r for r in of(rows, "fronts") if r["front"] == "ours − peers"), None)
     times = of(rows, "times")
     lines = ["| bar | value | reached |", "| --- | ---: | --- |"]
-    ours = named.get("8 ours learned 0", {})
-    for name, row in named.items():
-        rival = name == "8 ours identity" or name.startswith(tuple(f"8 {peer}" for peer in PEERS))
-        if not rival or row.get(AGAINST) is None or row[COST] < ours[COST] * 0.98:
-            continue
-        score = Score(row[AGAINST], row[f"{AGAINST}_lo"], row[f"{AGAINST}_hi"])
-        reached = "yes" if score.low > 0 else "no"
+    costs = {name: row[COST] for name, row in named.items()}
+    for row in of(rows, "pairs"):
+        less, _, more = str(row["pair"]).partition(" < ")
+        # Held against the learned one: what costs as much or more, and the identity.
+        if "identity" in more or costs[more] >= 0.98 * costs[less]:
+            keys = [f"{ERROR}_change{end}" for end in ("", "_lo", "_hi")]
+            score = Score(*(row[key] for key in keys))
+            lines.append(
+                f"| paired error, {less[2:]} − {more[2:]} < 0 | {score_text(score)} "
+                f"| {score.below_zero('no, reversed')} |"
+            )
+    for row in of(rows, "slacks"):
+        score = Score(row[SLACK], row[f"{SLACK}_lo"], row[f"{SLACK}_hi"])
+        reached = "yes" if score.low > 0 else "no" if score.high < 0 else "not told apart"
         lines.append(
-            f"| paired error of {name[2:]} − learned > 0 | {score_text(score)} | {reached} |"
-        )
-    far = {row["row"]: row.get(DISTANCE) for row in of(rows, "distances")}
-    fd = [far.get(name) for name in ("8 ours learned 0", "8 plain", "4 plain")]
-    if None not in fd and fd[2] != fd[1]:
-        share = (fd[0] - fd[1]) / (fd[2] - fd[1])
-        text = "yes" if share <= 0.1 else "no"
-        lines.append(
-            f"| FD: (learned − 8 steps) / (4 steps − 8 steps) ≤ 0.1 | {share:.2f} | {text} |"
+            f"| FD, {str(row['pair'])[2:]}: a tenth of (4 steps − 8 steps) less "
+            f"its distance from 8 steps > 0 | {score_text(score)} | {reached} |"
         )
     if front is not None:
         keys = [f"quality/hypervolume{end}" for end in ("", "_lo", "_hi")]
@@ -132,9 +135,22 @@ def derived(rows: Rows, cells: Path) -> Rows:
         return named.get(f"{str(row['row']).partition(' ')[0]} ours learned 0")
 
     rows = add_differences(rows, cells, [ERROR], learned, "learned")
-    rows = add_latency(rows, cells, "latency", _label)
+    pairs = {
+        f"{name} < {rival}": (named[name], named[rival])
+        for name in LEARNED
+        for rival in named
+        if name in named and rival.startswith(RIVALS)
+    }
+    rows = kept_or(rows, difference_rows(cells, "pairs", pairs, ERROR), "pairs")
+    far = {row["row"]: row for row in of(rows, "distances")}
+    if {"8 plain", "4 plain"} <= far.keys():
+        bars = {
+            name: (far[name], far["8 plain"], far["4 plain"]) for name in far if name in LEARNED
+        }
+        rows = kept_or(rows, slack_rows(cells, bars, 0.1), "slacks")
+    rows = add_latency(rows, cells, "latency", "steps", _label)
     same = {"ours, identity / DeepCache": ("ours_after_upsampler", "deepcache_2_b2")}
-    if times := time_ratio_rows(rows, cells, "latency", "8", same):
+    if times := time_ratio_rows(rows, cells, "latency", "steps", "8", same):
         rows = [row for row in rows if row["stage"] != "times"] + times
     front = of(rows, "front")
     plain = [row for row in front if row["method_name"] == "plain"]
@@ -147,6 +163,12 @@ def derived(rows: Rows, cells: Path) -> Rows:
     corner = max(plain, key=lambda row: row[COST]), max(plain, key=lambda row: row[ERROR])
     found = front_rows(rows, cells, sets, cost=COST, error=ERROR, corner=corner)
     return [row for row in rows if row["stage"] != "fronts"] + found
+
+
+def kept_or(rows: Rows, found: Rows, stage: str) -> Rows:
+    """The rows with those that were found in place of the same pairs' of a stage."""
+    kept = {row["pair"]: row for row in of(rows, stage)} | {row["pair"]: row for row in found}
+    return [row for row in rows if row["stage"] != stage] + list(kept.values())
 
 
 def _label(row: dict[str, Any]) -> tuple[str, str] | None:

@@ -150,14 +150,18 @@ def test_a_second_stretch_begins_with_the_averaged_weights_of_the_first(
     assert_same_bits(*states)  # nothing was learned at a rate of zero
 
 
-def test_emulated_bfloat16_is_told(
+def test_precision_is_what_the_cpu_computes(
     typed: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     supported = "edgegen.commands.train.emulates_bfloat16"
-    for emulated in (False, True):
+    for emulated, expected in ((False, "bf16-mixed"), (True, "32-true")):
         monkeypatch.setattr(supported, lambda device, emulated=emulated: emulated)
         train(typed["unet"], f"told-{emulated}", 1)
-        assert ("trainer.precision=32-true is faster here" in capfd.readouterr().err) == emulated
+        record = json.loads(Path(f"told-{emulated}/run.json").read_text())
+        assert record["precision"] == expected
+        assert "emulates bfloat16" not in capfd.readouterr().err
+    train([*typed["unet"], "trainer.precision=bf16-mixed"], "told-chosen", 1)
+    assert "trainer.precision=32-true is faster here" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["vae", "unet"])

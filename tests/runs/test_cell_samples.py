@@ -5,15 +5,20 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from edgegen.metrics.quality.pictures import as_floats
+from edgegen.runs import cell_samples
 from edgegen.runs.cell_samples import (
     add_differences,
+    add_errors_to_base,
     add_latency,
     difference_rows,
     front_rows,
     read_scores,
     time_ratio_rows,
 )
+from edgegen.runs.pictures import write_png
 
 ERROR = "quality/ode_rmse"
 
@@ -98,7 +103,7 @@ def test_times_come_from_the_comparison(tmp_path):
         steps, _, name = row["row"].partition(" ")
         return steps, {"plain": "none"}.get(name, name)
 
-    found = add_latency(rows, tmp_path, "latency", place)
+    found = add_latency(rows, tmp_path, "latency", "steps", place)
     name = "cost/seconds_per_image_interleaved"
     assert [row.get(name) for row in found] == [None, 2.0, 1.0, None]
     assert (found[2][f"{name}_lo"], found[2][f"{name}_hi"]) == (0.9, 1.1)
@@ -114,7 +119,9 @@ def test_ratios_of_times_are_taken_round_by_round(tmp_path):
         lines += [f"{number},1,theirs,{2.0**number}", f"{number},0,ours,{0.5 * 2.0**number}"]
     (folder / "times.csv").write_text("\n".join(lines) + "\n")
     rows = [{"stage": "latency", "steps": "8", "cell": "timed"}, {"stage": "rows", "row": "x"}]
-    (found,) = time_ratio_rows(rows, tmp_path, "latency", "8", {"a / b": ("ours", "theirs")})
+    (found,) = time_ratio_rows(
+        rows, tmp_path, "latency", "steps", "8", {"a / b": ("ours", "theirs")}
+    )
     assert found == {
         "stage": "times",
         "pair": "a / b",
@@ -123,4 +130,36 @@ def test_ratios_of_times_are_taken_round_by_round(tmp_path):
         "cost/time_ratio_hi": 0.5,
         "cost/time_ratio_n": 7,
     }
-    assert not time_ratio_rows(rows, tmp_path, "latency", "4", {"a / b": ("ours", "theirs")})
+    assert not time_ratio_rows(
+        rows, tmp_path, "latency", "steps", "4", {"a / b": ("ours", "theirs")}
+    )
+
+
+def test_errors_to_one_models_solution(tmp_path, monkeypatch):
+    """One picture of each prompt, and the change against another row, pair by pair."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 200, (4, 16, 16, 3)).astype(np.uint8)
+    rows = []
+    for name, off in (("base", 10), ("base + identity", 20), ("base + learned", 15)):
+        folder = tmp_path / name
+        (folder / "images").mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+        for place in range(8):  # two pictures of each prompt; the second ones are not looked at
+            picture = truth[place // 2] + (off if place % 2 == 0 else 50)
+            made = {"prompt": f"p{place // 2}", "seed": place % 2, "index": place}
+            write_png(folder / "images" / f"{place:06}.png", Image.fromarray(picture), made)
+        rows.append({"stage": "rows", "row": name, "cell": name})
+    asked = [{"prompt": f"p{n}", "seed": 0, "index": 2 * n} for n in range(4)]
+    floats = as_floats(list(truth))
+    prompts = np.array([each["prompt"] for each in asked])
+    monkeypatch.setattr(cell_samples, "_truth", lambda *_: (asked, floats, prompts))
+    found = add_errors_to_base(
+        rows, tmp_path, "rows", "base", guidance=3, against=lambda name: "base + identity"
+    )
+    errors = [row["quality/base_rmse"] * 255 for row in found]
+    assert errors == pytest.approx([10, 20, 15], abs=1e-3)
+    assert found[0]["quality/base_rmse_n"] == 4
+    changes = [row["quality/base_rmse_change"] * 255 for row in found]
+    assert changes == pytest.approx([-10, 0, -5], abs=1e-3)
+    gone = [{"stage": "rows", "row": "base", "cell": "gone"}]
+    assert add_errors_to_base(gone, tmp_path, "rows", "base", guidance=3) == gone

@@ -184,7 +184,7 @@ def pipeline_truths(
     settings = TruthSettings(
         pipeline_digest(pipe),
         {"class": type(scheduler).__name__, **scheduler_config(scheduler)},
-        guidance,
+        float(guidance),  # 3 and 3.0 are one truth
         height,
         width,
         negative_prompt,
