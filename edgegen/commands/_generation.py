@@ -27,7 +27,9 @@ from ..runs.identity import input_files
 from ..runs.pictures import picture_name, read_settings, write_png
 from ..runs.record import Run
 from ..sampling.generate import cut_off, default_guidance, default_size, read_image, sample
+from ..sampling.guidance import EDIT_SCALES
 from ._model import load_model, load_options, quiet
+from ._numbers import read_number
 from ._prompts import check_unicode
 
 _CUTS_SHOWN = 3  # on stderr
@@ -143,7 +145,7 @@ def sampling_settings(
     }
     if (image := read_text(cfg, "image")) is not None:
         settings |= {"image": image, "image_sha256": sha256(Path(image))}
-        settings["image_guidance"] = cfg.image_guidance
+        settings["image_guidance"] = image_guidance(cfg)
     if options := load_options(cfg):
         settings["load"] = options
     if methods := method_settings(cfg):
@@ -182,14 +184,12 @@ def calibrate_as_sampled(cfg: DictConfig) -> None:
 
     Guidance, and for editors the picture and the guidance by it.
     """
-    own = cfg.get("guidance")
-    own = (cfg.get("model") or {}).get("guidance") if own is None else own
-    known = {"guidance": own, "image_guidance": cfg.get("image_guidance")}
-    given: dict[str, Any] = {
-        key: float(value)
-        for key, value in known.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    given: dict[str, Any] = {}
+    for key in ("guidance", "image_guidance"):
+        value = cfg.get(key)
+        value = (cfg.get("model") or {}).get(key) if value is None else value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            given[key] = float(value)
     if isinstance(image := cfg.get("image"), str):
         given["images"] = [image]
     for each in (cfg.get("method") or {}).values():
@@ -243,6 +243,29 @@ def guidance_scale(cfg: DictConfig, pipe: DiffusionPipeline) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e4:
         raise ValueError(f"guidance={value}: must be a number, 0 or more")
     return float(value)
+
+
+def image_guidance(cfg: DictConfig) -> float | None:
+    """Of an editor, by its picture: as typed, else the model's own; None leaves it to diffusers."""
+    value = cfg.get("image_guidance")
+    value = (cfg.get("model") or {}).get("image_guidance") if value is None else value
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < 1e4:
+        raise ValueError(f"image_guidance={value}: must be a number, 1 or more")
+    return float(value)
+
+
+def edit_scales(cfg: DictConfig) -> dict[str, float]:
+    """`guidance` and `image_guidance` of an edit: as typed, the model's own, or diffusers'."""
+    found = {}
+    for key, usual in zip(("guidance", "image_guidance"), EDIT_SCALES, strict=True):
+        if cfg[key] is not None:
+            found[key] = read_number(cfg, key)
+        else:
+            own = cfg.model.get(key)
+            found[key] = usual if own is None else float(own)
+    return found
 
 
 def load_pipeline(cfg: DictConfig, steps: int) -> DiffusionPipeline:

@@ -30,6 +30,7 @@ from ._generation import (
     Picture,
     draw,
     guidance_scale,
+    image_guidance,
     load_pipeline,
     made_by,
     model_files,
@@ -98,9 +99,7 @@ def _check(cfg: DictConfig) -> None:
         whole_number(cfg, key, 0)
     for key in ("steps", "batch_size", "repeats", "truth_steps", "shown"):
         whole_number(cfg, key, 1)
-    weight = cfg.image_guidance
-    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float)):
-        raise ValueError(f"image_guidance={weight}: must be a number, 1 or more")
+    image_guidance(cfg)
     for key in ("memory", "truth"):
         flag(cfg, key)
 

@@ -20,7 +20,7 @@ from ..runs.environment import sha256
 from ..runs.record import Run
 from ..sampling.generate import cut_off
 from ..video import Edited, VideoEditor
-from ._generation import method_settings, methods_of, model_files, read_text
+from ._generation import edit_scales, method_settings, methods_of, model_files, read_text
 from ._main import command
 from ._model import load_model, quiet
 from ._numbers import flag, read_number, whole_number
@@ -51,8 +51,7 @@ def main(cfg: DictConfig, run: Run) -> None:
         "codec": read_text(cfg, "codec"),
         "resume": flag(cfg, "resume"),
         "steps": whole_number(cfg, "steps", 1),
-        "guidance": None if cfg.guidance is None else read_number(cfg, "guidance"),
-        "image_guidance": read_number(cfg, "image_guidance"),
+        **edit_scales(cfg),
         "strength": read_number(cfg, "strength"),
         "negative": read_text(cfg, "negative_prompt") or "",
         "seed": whole_number(cfg, "seed", 0),

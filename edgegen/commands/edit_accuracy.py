@@ -24,10 +24,10 @@ from ..runs.record import Run
 from ..sampling.generate import default_size
 from ._domain import read_domain
 from ._edited import Ask, asks_of, draw_edits, score
-from ._generation import digest, method_settings, methods_of, model_files
+from ._generation import digest, edit_scales, method_settings, methods_of, model_files
 from ._main import command
 from ._model import load_model
-from ._numbers import flag, read_number, whole_number
+from ._numbers import flag, whole_number
 
 _BACKBONE = "efflite0"
 _SHARES = ("closed_psnr", f"closed_{_BACKBONE}", f"covered_{_BACKBONE}", "followed")
@@ -44,7 +44,7 @@ def main(cfg: DictConfig, run: Run) -> None:
         whole_number(cfg, key, 0)
     if cfg.split not in ("dev", "test"):
         raise ValueError(f"split={cfg.split}: allowed are dev, test")
-    scales = {key: read_number(cfg, key) for key in ("guidance", "image_guidance")}
+    scales = edit_scales(cfg)
     pipe = _load(cfg)
     groups = _groups(cfg, pipe)
     methods = methods_of(cfg)

@@ -36,11 +36,11 @@ from ..video import VideoEditor
 from ..video.frames import scan
 from ._domain import read_domain
 from ._filmed import Filmed, RealAsk, ToneAsk, real_asks, tone_asks
-from ._generation import digest, method_settings, methods_of, model_files, read_text
+from ._generation import digest, edit_scales, method_settings, methods_of, model_files, read_text
 from ._main import command
 from ._model import quiet
 from ._moving import Ask, AttentionProbe, Shown, anchors_of, asks_of, scores_of
-from ._numbers import flag, read_number, whole_number
+from ._numbers import flag, whole_number
 from .edit import load_editor
 
 AnyAsk = Ask | ToneAsk | RealAsk
@@ -64,8 +64,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     editor = VideoEditor(pipe, anchors, own=flag(cfg, "own"), chunk=cfg.chunk)
     edit = {
         "steps": cfg.steps,
-        "guidance": read_number(cfg, "guidance"),
-        "image_guidance": read_number(cfg, "image_guidance"),
+        **edit_scales(cfg),
         "seed": cfg.seed,
         "shared_noise": flag(cfg, "shared_noise"),
     }

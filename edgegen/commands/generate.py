@@ -18,6 +18,7 @@ from ._generation import (
     Picture,
     draw,
     guidance_scale,
+    image_guidance,
     load_pipeline,
     methods_of,
     model_files,
@@ -42,7 +43,7 @@ class Made:
     cost: dict[str, Any] | None
 
 
-@command("generate", free_text=("prompts", "prompts_file", "negative_prompt"))
+@command("generate", free_text=("prompts", "prompts_file", "negative_prompt", "image"))
 def main(cfg: DictConfig, run: Run) -> None:
     """Make the pictures that the settings ask for, a grid of them, and the record."""
     made = make_pictures(cfg, run)
@@ -81,6 +82,7 @@ def make_pictures(cfg: DictConfig, run: Run) -> Made:
     steps, copies = whole_number(cfg, "steps", 1), whole_number(cfg, "num_images", 1)
     batch_size = whole_number(cfg, "batch_size", 1)
     whole_number(cfg, "grid_max", 0)
+    image_guidance(cfg)
     pipe = load_pipeline(cfg, steps)
     settings = sampling_settings(cfg, pipe, steps, guidance_scale(cfg, pipe))
     methods = methods_of(cfg)

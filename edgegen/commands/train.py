@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -88,15 +87,9 @@ def _check_sharding(module: Any) -> None:
 
 
 def _trainer(cfg: DictConfig, checkpoints: Path) -> lightning.Trainer:
-    options = {}
-    if cfg.trainer.get("precision") == "auto":
-        on_cpu = cfg.trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
-        emulated = on_cpu and emulates_bfloat16(torch.device("cpu"))
-        options["precision"] = "32-true" if emulated else "bf16-mixed"
     return _build(
         "trainer",
         cfg.trainer,
-        **options,
         logger=_loggers(cfg, checkpoints.parent),
         callbacks=[
             LastCheckpoint(checkpoints, cfg.checkpoint_every),

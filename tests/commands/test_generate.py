@@ -300,7 +300,7 @@ def test_models_that_edit_are_refused(refused, monkeypatch, tiny_pipeline_folder
 
     pipe.__class__ = Editor
     monkeypatch.setattr(_model, "load", lambda *_, **__: pipe)
-    assert "text-to-image" in refused("prompts=a")
+    assert "edits pictures; give image=FILE as well" in refused("prompts=a")
 
 
 def test_ten_thousand_prompts(make, tmp_path, monkeypatch):

@@ -93,6 +93,27 @@ def test_what_is_refused(
     assert not (tmp_path / "run/model").exists()
 
 
+def test_an_editor_is_calibrated_on_pictures(editor_folder: Path, tmp_path: Path) -> None:
+    """On those of `calibration.images`; where a picture is edited, on that one."""
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+    edit = [f"model.source={editor_folder}", "method=[w8a8]", f"method.w8a8.{CALIBRATION}"]
+    runs = "{prompts: [a fox], steps: 2, images: [%s]}" % (tmp_path / "red.png")
+    own = [*edit[:2], f"method.w8a8.calibration={runs}"]
+    main([*own, f"output_dir={tmp_path / 'quantized'}"])
+    image = f"image={tmp_path / 'red.png'}"
+    drawn = [
+        pictures(model, tmp_path / name, image, "guidance=3", *more)
+        for name, model, *more in (
+            ("saved", tmp_path / "quantized" / "model"),
+            ("simulated", editor_folder, *edit[1:]),
+            ("plain", editor_folder),
+        )
+    ]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != drawn[2]).any()
+    assert str(tmp_path) not in (tmp_path / "quantized/model/unet/config.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("given", "own", "expected"),
     [(5, None, 5.0), (None, 2.5, 2.5), (5, 2.5, 5.0), (None, None, None), (True, None, None)],

@@ -153,9 +153,12 @@ def test_a_second_stretch_begins_with_the_averaged_weights_of_the_first(
 def test_precision_is_what_the_cpu_computes(
     typed: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    supported = "edgegen.commands.train.emulates_bfloat16"
+    places = [
+        f"edgegen.{name}.emulates_bfloat16" for name in ("commands.train", "training.trainers")
+    ]
     for emulated, expected in ((False, "bf16-mixed"), (True, "32-true")):
-        monkeypatch.setattr(supported, lambda device, emulated=emulated: emulated)
+        for place in places:
+            monkeypatch.setattr(place, lambda device, emulated=emulated: emulated)
         train(typed["unet"], f"told-{emulated}", 1)
         record = json.loads(Path(f"told-{emulated}/run.json").read_text())
         assert record["precision"] == expected
