@@ -11,6 +11,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 _OVERRIDE = re.compile(r"(?P<key>\+{0,2}[A-Za-z_][\w.@/]*)=(?P<value>.*)", re.DOTALL)
+_OPEN = re.compile(r"method\.\w+\.layers")  # a mapping whose keys are of the user's choice
 _WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 
 
@@ -21,6 +22,7 @@ def rewrite(arguments: Sequence[str], free_text: Iterable[str], name: str) -> li
       text. A JSON or Python list of quoted strings, `prompts=["a", "b"]`, is a list of texts (in
       a shell: `'prompts=["a", "b"]'`), and `prompts=null` is nothing. So free text is never swept.
     - `output_dir` is taken literally but for interpolations such as `${seed}`.
+    - `method.w4a8.layers={unet.up_blocks.*: {…}}` may have keys that no config knows.
     - `model=X`, where X is no option of the group `model` but a path or a hub id, becomes
       `model=custom model.source=X`.
     """
@@ -37,6 +39,8 @@ def rewrite(arguments: Sequence[str], free_text: Iterable[str], name: str) -> li
             rewritten.append(f"{key}={_literal(value)}")
         elif match and bare == "output_dir":
             rewritten.append(f"{key}={quoted(value, interpolate=True)}")
+        elif match and key == bare and _OPEN.fullmatch(bare):
+            rewritten.append(f"++{argument}")
         elif match and bare == "model" and _is_source(value):
             rewritten += [f"{key}=custom", f"model.source={quoted(value)}"]
         else:

@@ -138,8 +138,10 @@ def _command(name: str) -> Callable[[DictConfig, Run], None]:
 
 
 def _key(key: str) -> str:
-    """A key of a mapping: Hydra's grammar takes no quotes around a plain one."""
-    return key if re.fullmatch(r"[A-Za-z_][\w.-]*", key) else quoted(key)
+    """A key of a mapping: Hydra's grammar takes none in quotes."""
+    if not re.fullmatch(r"[\w/\-+.$%*@?|]+", key):
+        raise ValueError(f"{key!r}: as a key, only letters, digits and /-+.$%*@?| are allowed")
+    return key
 
 
 def _text(value: Any, key: str) -> str:

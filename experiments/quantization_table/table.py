@@ -27,6 +27,14 @@ SCORED = [
 # (what should change a picture less, than what)
 BARS = [
     ("w8a8", "full, 16 steps"),
+    *((f"w8a8 {each}", "w8a8") for each in ("by token", "mse", "4 time groups", "ends kept")),
+    *(
+        (name, "full, 16 steps")
+        for name in (
+            *("w8a8 last block a16", "w8a8 last block a16, gptq"),
+            *("w8a8 last block and feed-forward a16", "w8a16"),
+        )
+    ),
     *((f"lrqat w4 {seed}", f"lsq w4 {seed}") for seed in (0, 1)),
     *((f"lrqat w4 r8 {seed}", f"lsq w4 {seed}") for seed in (0, 1)),
     *((f"lrqat w3 {seed}", f"lsq w3 {seed}") for seed in (0, 1)),

@@ -131,3 +131,23 @@ def test_a_cell_that_another_process_is_at(tiny_pipeline_folder, tmp_path):
         assert late.is_alive()
     late.join()
     assert cell.run(tmp_path, wait=False) == tmp_path / cell.id
+
+
+def test_patterns_are_keys(tiny_pipeline_folder, capsys, tmp_path):
+    """Of a mapping whose keys no config knows: in a cell, and as typed."""
+    from edgegen.commands.flops import main
+
+    layers = {"unet.up_blocks.*": {"weights": {"bits": 8}}, "*.conv_in": {"weights": {"bits": 2}}}
+    cell = flops(tiny_pipeline_folder, method=["w4a16"], **{"method.w4a16.layers": layers})
+    assert cell.config.method.w4a16.layers == layers
+    assert cell.id != flops(tiny_pipeline_folder, method=["w4a16"]).id
+    text = "{unet.up_blocks.*: {weights: {bits: 8}}, '*.conv_in': {weights: {bits: 2}}}"
+    typed = [f"model.source={tiny_pipeline_folder}", "method=[w4a16]", "guidance=false", "steps=1"]
+    found = []
+    for more in ([], [f"method.w4a16.layers={text.replace(chr(39), '')}"]):
+        folder = tmp_path / str(len(found))
+        main([*typed, *more, f"output_dir={folder}"])
+        found.append(json.loads((folder / "metrics.json").read_text())["cost/tbops"])
+    assert found[0] != found[1]
+    with pytest.raises(ValueError, match="'a b': as a key, only letters"):
+        flops(tiny_pipeline_folder, **{"method.w4a16.layers": {"a b": {}}})
