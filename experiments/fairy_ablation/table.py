@@ -54,10 +54,14 @@ def derived(rows: Rows, cells: Path) -> Rows:
     for row in clips(rows):
         found = dict(row)
         for metric in TESTED:
-            if base is not None and row is not base:
+            if base is not None and row is not base and _there(cells, base) and _there(cells, row):
                 found |= _difference(cells, row["cell"], base["cell"], metric)
         made.append(found)
     return made
+
+
+def _there(cells: Path, row: dict[str, Any]) -> bool:
+    return (cells / str(row["cell"]) / "scores.csv").is_file()
 
 
 def clips(rows: Rows) -> Rows:
@@ -119,7 +123,8 @@ def figures(rows: Rows) -> dict[str, Figure]:
         )
         for row in clips(rows)
     ]
-    return {"steadiness.png": plot_front(points, "video/error_one", "video/warp_error")}
+    made = plot_front(points, "video/error_one", "video/warp_error") if points else None
+    return {"steadiness.png": made} if made else {}
 
 
 def _ends(row: dict[str, Any], name: str) -> Sequence[float] | None:

@@ -55,11 +55,20 @@ def embedded(rows: list[Row]) -> str:
     for row, judged in zip(clips, accuracy, strict=True):
         cells = [row["name"], *(f"{1000 * part(row, name):.3g}" for name in PARTS)]
         cells += [f"{1000 * whole(row):.3g}", f"{whole(clips[0]) / whole(row):.1f}"]
-        cells += [f"{clips[0][SECONDS] / row[SECONDS]:.1f}"]
-        kept = [judged[name] / accuracy[0][name] for name in ACCURACY if accuracy[0][name] > 0]
+        times = clips[0].get(SECONDS), row.get(SECONDS)
+        cells += ["–" if None in times else f"{times[0] / times[1]:.1f}"]
+        kept = [judged[name] / accuracy[0][name] for name in judged_by(accuracy)]
         lines.append(_pipes([*cells, f"{min(kept):.0%}" if kept else "–"]))
-    note = "Accuracy kept: the least share of the base's, over all columns of the first table."
+    left_out = [name for name in ACCURACY if name not in judged_by(accuracy)]
+    note = "Accuracy kept: the least share of the base's, over all columns of the first table"
+    note += f" but {', '.join(left_out)}, where there is nothing to keep." if left_out else "."
     return "\n".join([*parts, "# Embedded: cost of a frame", "", *lines, "", note, ""])
+
+
+def judged_by(accuracy: list[Row]) -> list[str]:
+    """The columns that all stages have, and of which the base has some to keep."""
+    there = [name for name in ACCURACY if all(row.get(name) is not None for row in accuracy)]
+    return [name for name in there if accuracy[0][name] > 0]
 
 
 def of(rows: list[Row], stage: str) -> list[Row]:
