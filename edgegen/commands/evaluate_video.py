@@ -45,6 +45,7 @@ from .edit import load_editor
 
 AnyAsk = Ask | ToneAsk | RealAsk
 _COLUMNS = 6  # frames of a clip in results.png
+_CLIPS = 1_000_003  # between the seeds of clips, so that those of two runs hardly meet
 
 
 @command("evaluate_video", free_text=("judge",))
@@ -65,7 +66,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     edit = {
         "steps": cfg.steps,
         **edit_scales(cfg),
-        "seed": cfg.seed,
+        "seed": cfg.seed,  # each clip's own is made of it and its place
         "shared_noise": flag(cfg, "shared_noise"),
     }
     size = _size(cfg, pipe)
@@ -101,7 +102,7 @@ def main(cfg: DictConfig, run: Run) -> None:
             edited = work.frames(place, clip, ask)
             row = scores_of(clip, edited, ask.group, judges)
             if _chosen(place, moving, cfg.attention):
-                row |= work.attention(clip, (size, size))
+                row |= work.attention(place, clip, (size, size))
             rows.append({"prompt": f"{ask.subject}: {clip.instruction}", "seed": cfg.seed} | row)
             if _chosen(place, len(asks), cfg.shown):
                 shown += _cells(clip, edited)
@@ -143,11 +144,15 @@ class _Work:
                 file.unlink()
             shown = Shown(clip, f"{place} {clip.name}")
             with quiet():
-                self._make(shown, output, clip.instruction)
+                self._make(shown, output, clip.instruction, self._seed(place))
             write_atomic(note, wanted)
         return as_floats(frame.pixels for frame in open_clip(output))
 
-    def attention(self, clip: MovingStill, size: tuple[int, int]) -> dict[str, float]:
+    def _seed(self, place: int) -> int:
+        """Another noise for each clip, the same in all rows: one draw must not decide for all."""
+        return int(self._edit["seed"]) + _CLIPS * place
+
+    def attention(self, place: int, clip: MovingStill, size: tuple[int, int]) -> dict[str, float]:
         """Where its attention lands: the clip is edited once more, and thrown away."""
         shown = Shown(clip, f"attention {clip.name}")
         found = scan(shown)
@@ -156,7 +161,7 @@ class _Work:
         probe = AttentionProbe(clip, anchors_of(scenes), (size[0] // factor, size[1] // factor))
         output = self._folder / "attention"
         with quiet():
-            self._run(shown, output, clip.instruction, probe=probe)
+            self._run(shown, output, clip.instruction, self._seed(place), probe=probe)
         for file in output.glob("*.png"):
             file.unlink()
         output.rmdir()
@@ -171,20 +176,25 @@ class _Work:
         run.log({"cost/seconds_per_frame": float(np.median(self._times[1:] or self._times))})
         run.log(self._cost)
 
-    def _make(self, shown: Shown, output: Path, instruction: str) -> None:
+    def _make(self, shown: Shown, output: Path, instruction: str, seed: int) -> None:
         start = time.perf_counter()
         if self._times:
-            made = self._run(shown, output, instruction)
+            made = self._run(shown, output, instruction, seed)
         else:  # the clips are of one size: what a frame costs is the same in all
             with CostTracker(self._editor.pipe) as cost:
-                made = self._run(shown, output, instruction)
+                made = self._run(shown, output, instruction, seed)
             self._cost = cost.metrics(made)
         self._times.append((time.perf_counter() - start) / made)
 
-    def _run(self, shown: Shown, output: Path, instruction: str, **more: Any) -> int:
+    def _run(self, shown: Shown, output: Path, instruction: str, seed: int, **more: Any) -> int:
         resolution = max(shown.frames.shape[1:3])
         made = self._editor.edit(
-            shown, output, instruction, resolution=resolution, **self._edit, **more
+            shown,
+            output,
+            instruction,
+            resolution=resolution,
+            **{**self._edit, "seed": seed},
+            **more,
         )
         return made.frames
 
