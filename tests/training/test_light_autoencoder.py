@@ -82,8 +82,12 @@ def test_it_learns_and_stands_in_for_the_teacher(
     with torch.no_grad():
         latents = light.vae.encode(pictures).latents * light.vae.config.scaling_factor
         decoded = light.vae.decode(latents / light.vae.config.scaling_factor).sample
-        assert torch.equal(latents, module.model.encode(pictures).latents)
-        assert torch.equal(decoded, module.model.decode(latents).sample)
+        # Taking the factor off and putting it on again rounds twice: a last bit may differ.
+        own = module.model.encode(pictures).latents
+        torch.testing.assert_close(latents, own, rtol=3e-7, atol=0)
+        torch.testing.assert_close(
+            decoded, module.model.decode(latents).sample, rtol=1e-5, atol=1e-5
+        )
     light.set_progress_bar_config(disable=True)
     pipe.set_progress_bar_config(disable=True)
     sizes = [each("a fox", num_inference_steps=1).images[0].size for each in (pipe, light)]
