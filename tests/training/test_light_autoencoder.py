@@ -82,9 +82,9 @@ def test_it_learns_and_stands_in_for_the_teacher(
     with torch.no_grad():
         latents = light.vae.encode(pictures).latents * light.vae.config.scaling_factor
         decoded = light.vae.decode(latents / light.vae.config.scaling_factor).sample
-        # Taking the factor off and putting it on again rounds twice: a last bit may differ.
+        # The factor is taken off the last convolution's weights and put on its sums: last bits differ.
         own = module.model.encode(pictures).latents
-        torch.testing.assert_close(latents, own, rtol=3e-7, atol=0)
+        torch.testing.assert_close(latents, own, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(
             decoded, module.model.decode(latents).sample, rtol=1e-5, atol=1e-5
         )
