@@ -82,7 +82,7 @@ def test_it_learns_and_stands_in_for_the_teacher(
     with torch.no_grad():
         latents = light.vae.encode(pictures).latents * light.vae.config.scaling_factor
         decoded = light.vae.decode(latents / light.vae.config.scaling_factor).sample
-        # The factor is taken off the last convolution's weights and put on its sums: last bits differ.
+        # The factor is taken off a convolution's weights and put on its sums: last bits differ.
         own = module.model.encode(pictures).latents
         torch.testing.assert_close(latents, own, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(
