@@ -186,8 +186,7 @@ def calibrate_as_sampled(cfg: DictConfig) -> None:
     """
     given: dict[str, Any] = {}
     for key in ("guidance", "image_guidance"):
-        value = cfg.get(key)
-        value = (cfg.get("model") or {}).get(key) if value is None else value
+        value = _typed_or_own(cfg, key)
         if isinstance(value, int | float) and not isinstance(value, bool):
             given[key] = float(value)
     if isinstance(image := cfg.get("image"), str):
@@ -238,17 +237,22 @@ def picture_size(cfg: DictConfig, pipe: DiffusionPipeline) -> tuple[int, int]:
 
 
 def guidance_scale(cfg: DictConfig, pipe: DiffusionPipeline) -> float:
-    value = cfg.guidance if cfg.guidance is not None else cfg.model.get("guidance")
+    value = _typed_or_own(cfg, "guidance")
     value = default_guidance(pipe) if value is None else value
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e4:
         raise ValueError(f"guidance={value}: must be a number, 0 or more")
     return float(value)
 
 
+def _typed_or_own(cfg: DictConfig, key: str) -> Any:
+    """A setting as typed, else the model's own; None where neither says."""
+    value = cfg.get(key)
+    return (cfg.get("model") or {}).get(key) if value is None else value
+
+
 def image_guidance(cfg: DictConfig) -> float | None:
     """Of an editor, by its picture: as typed, else the model's own; None leaves it to diffusers."""
-    value = cfg.get("image_guidance")
-    value = (cfg.get("model") or {}).get("image_guidance") if value is None else value
+    value = _typed_or_own(cfg, "image_guidance")
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < 1e4:
@@ -260,11 +264,8 @@ def edit_scales(cfg: DictConfig) -> dict[str, float]:
     """`guidance` and `image_guidance` of an edit: as typed, the model's own, or diffusers'."""
     found = {}
     for key, usual in zip(("guidance", "image_guidance"), EDIT_SCALES, strict=True):
-        if cfg[key] is not None:
-            found[key] = read_number(cfg, key)
-        else:
-            own = cfg.model.get(key)
-            found[key] = usual if own is None else float(own)
+        value = _typed_or_own(cfg, key)
+        found[key] = read_number({key: usual if value is None else value}, key)
     return found
 
 

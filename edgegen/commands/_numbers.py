@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from omegaconf import DictConfig
 
 
@@ -13,7 +16,7 @@ def whole_number(cfg: DictConfig, key: str, least: int) -> int:
     return value
 
 
-def read_number(cfg: DictConfig, key: str) -> float:
+def read_number(cfg: Mapping[str, Any] | DictConfig, key: str) -> float:
     """The setting `key`. Raises ValueError, naming it, unless it is a number, 0 or more."""
     value = cfg[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e4:

@@ -71,7 +71,7 @@ def kept_calls(
             Call(_unpack(args, found), _unpack(kwargs, found), time, network)
             for args, kwargs, time, network in json.loads(noted["calls"])
         ]
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: no calibration calls, or damaged; remove it") from error
 
 

@@ -82,12 +82,10 @@ def test_it_learns_and_stands_in_for_the_teacher(
     with torch.no_grad():
         latents = light.vae.encode(pictures).latents * light.vae.config.scaling_factor
         decoded = light.vae.decode(latents / light.vae.config.scaling_factor).sample
-        # The factor is taken off a convolution's weights and put on its sums: last bits differ.
-        own = module.model.encode(pictures).latents
-        torch.testing.assert_close(latents, own, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(
-            decoded, module.model.decode(latents).sample, rtol=1e-5, atol=1e-5
-        )
+        # Trained in channels_last, where some processors add up in another order.
+        own = module.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        assert torch.equal(latents, own.encode(pictures).latents)
+        assert torch.equal(decoded, own.decode(latents).sample)
     light.set_progress_bar_config(disable=True)
     pipe.set_progress_bar_config(disable=True)
     sizes = [each("a fox", num_inference_steps=1).images[0].size for each in (pipe, light)]
