@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 from edgegen.pipelines.architectures import architecture
 from edgegen.pipelines.run_cost import run_cost
 from edgegen.runs.experiment import Experiment, table_code
-from edgegen.runs.finished import from_csv
+from edgegen.runs.finished import from_csv, to_csv
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "movie_stages"
 RESULTS = from_csv((FOLDER / "results.csv").read_text())
@@ -51,3 +52,41 @@ def test_the_results_come_out_again(name: str) -> None:
     found = run_cost(architecture(config), **{key: settings[key] for key in keys}).metrics()
     for metric in (each for each in experiment.metrics if ROWS[name].get(each) is not None):
         assert found[metric] == pytest.approx(ROWS[name][metric], rel=1e-5), metric
+
+
+def test_what_is_kept_is_a_ratio_over_the_same_pairs(tmp_path: Path) -> None:
+    """A last stage that gains nine tenths of the base on every pair keeps 90 %, without doubt."""
+    rng = np.random.default_rng(0)
+    gains = rng.uniform(1, 3, 24)
+    rows = []
+    for name, share in (("base", 1.0), ("1 step", 0.9)):
+        scores = [
+            {"prompt": f"s{n % 6}: {n}: rule/night", "seed": 0, CODE.ACCURACY[0]: share * gain}
+            for n, gain in enumerate(gains)
+        ]
+        (tmp_path / name).mkdir()
+        scores += [{"prompt": "a: 0: b", "seed": 0, CODE.ACCURACY[0]: None}]  # of another group
+        (tmp_path / name / "scores.csv").write_text(to_csv(scores))
+        row = {"stage": "accuracy", "name": name, "cell": name, CODE.ACCURACY[1]: -0.2}
+        rows.append(row | {CODE.ACCURACY[0]: share * 0.6})
+    (tmp_path / "times").mkdir()
+    measured = {f"cost/{part}_seconds_per_frame": 0.5 for part in (*CODE.PARTS.values(), "rest")}
+    measured |= {f"cost/{part}_tflops_conv_linear": 2.0 for part in CODE.PARTS.values()}
+    measured |= {f"{CODE.FASTER}{end}": 11.0 for end in ("", "_lo", "_hi")}
+    (tmp_path / "times" / "results.csv").write_text(to_csv([{"name": "base"} | measured]))
+    rows += [{"stage": "clips", "name": "base", "cell": "gone", "video/regret": 0.1}]
+    rows += [{"stage": "times", "seed": 0, "cell": "times"}]
+    made = CODE.derived(rows, tmp_path)
+    kept = {row["name"]: row for row in made if row["stage"] == "kept"}
+    key = f"{CODE.ACCURACY[0]}_kept"
+    for end in ("", "_lo", "_hi"):
+        assert kept["1 step"][f"{key}{end}"] == pytest.approx(0.9, abs=1e-4)
+    assert f"{CODE.ACCURACY[1]}_kept" not in kept["base"]  # the base has none
+    text = CODE.embedded(made)
+    assert "| base | 2e+03 | 2e+03 | 2e+03 | 6e+03 | 1.0 |" in text
+    assert "11.0 | [11.0, 11.0]" in text
+    # A fresh clone has no cells: what was found of them stays.
+    again = CODE.derived(made, tmp_path / "nowhere")
+    assert [row for row in again if row["stage"] in ("kept", "parts")] == [
+        row for row in made if row["stage"] in ("kept", "parts")
+    ]

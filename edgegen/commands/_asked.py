@@ -14,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ..assets import ROOT, verify
 from ..data.emoji import EmojiSet
 from ..data.evaluation import Half, caption_number, evaluation_pictures
+from ..metrics.quality.clip import Clip
 from ..metrics.quality.truths import pipeline_truths
 from ..runs.generation import GenerationCost
 from ..runs.pictures import read_settings
@@ -85,6 +86,12 @@ def with_judge(cfg: DictConfig, asked: Asked) -> DictConfig:
     given = cfg.copy()
     OmegaConf.update(given, "metrics.text", {"clip": str(JUDGE), "name": "judge"}, merge=True)
     return given
+
+
+def embedded_judge() -> Clip:
+    """The CLIP that is embedded, under the name `judge`."""
+    verify(JUDGE)
+    return Clip(JUDGE, name="judge")
 
 
 class Drawing:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
@@ -107,15 +107,14 @@ def _edited(
 
 
 @torch.inference_mode()
-def rendered(pipe: DiffusionPipeline, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The pictures as the autoencoder gives them back, (S, S, 3) uint8 each."""
-    vae, found = pipe.vae, []
+def rendered(vae: AutoencoderKL, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The pictures as an autoencoder gives them back, (S, S, 3) uint8 each."""
+    found: list[np.ndarray] = []
     for start in range(0, len(pictures), _BATCH):
         part = list(pictures[start : start + _BATCH])
         part += [part[-1]] * (_BATCH - len(part))
         tensor = as_floats(part).to(vae.device, vae.dtype) * 2 - 1
-        code = vae.encode(tensor)
-        latents = code.latent_dist.mode() if hasattr(code, "latent_dist") else code.latents
+        latents = vae.encode(tensor).latent_dist.mode()
         back = (vae.decode(latents).sample.float().cpu() / 2 + 0.5).clamp(0, 1)
         found += [np.asarray(each) for each in (back * 255).round().byte().permute(0, 2, 3, 1)]
     return found[: len(pictures)]
@@ -135,7 +134,7 @@ def baselines(source: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def score(
-    pipe: DiffusionPipeline,
+    renderer: AutoencoderKL,
     judge: EffLite0,
     asks: Sequence[Ask],
     edits: Sequence[np.ndarray],
@@ -143,10 +142,10 @@ def score(
 ) -> tuple[EditScore, list[str]]:
     """Judge edits; also the true target of each: of several, the one that is nearest in PSNR.
 
-    Direction: the edit's features minus those of the autoencoder's rendering of the source, against
-    the true targets' minus the source's, for all unambiguous edits of that source. So what the
+    Direction: the edit's features minus those of the renderer's rendering of the source, against
+    the true targets' minus the source's, for all unambiguous edits of that source. So what an
     autoencoder does to every picture hardly counts. The best that can be is the same of the
-    autoencoder's rendering of the true target.
+    renderer's rendering of the true target. Only edits judged through one renderer are comparable.
     """
     names = [_nearest(ask, edit) for ask, edit in zip(asks, edits, strict=True)]
     shown: dict[str, list[np.ndarray]] = {"target": [], "source": [], "edit": list(edits)}
@@ -155,9 +154,9 @@ def score(
         shown["source"].append(ask.source.picture)
         for kind, picture in baselines(ask.source.picture, shown["target"][-1]).items():
             shown.setdefault(kind, []).append(picture)
-    shown["autoencoder"] = rendered(pipe, shown["target"])
+    shown["autoencoder"] = rendered(renderer, shown["target"])
     features = {kind: picture_features(judge, pictures) for kind, pictures in shown.items()}
-    origins = picture_features(judge, rendered(pipe, shown["source"]))
+    origins = picture_features(judge, rendered(renderer, shown["source"]))
     truth = as_floats(shown["target"])
     decibels, distances = {}, {}
     for kind in [kind for kind in shown if kind != "target"]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..assets import ROOT, verify
-from ..data.animated import AnimatedTones
+from ..data.animated import ANIMATED_STYLE, AnimatedTones, subject_of
+from ..data.emoji import EmojiSet
 from ..data.instructions import PHRASINGS
 from ..media.clips import open_clip
 from ..metrics.quality.pictures import as_floats
@@ -41,12 +42,16 @@ class Filmed:
 
 @dataclass(frozen=True)
 class ToneAsk:
-    """An animated drawing that is asked for another skin tone."""
+    """An animated drawing that is asked for another skin tone.
+
+    Attributes:
+        group: `tone_known` where a drawing of that subject and style may have been trained on.
+    """
 
     tones: AnimatedTones = field(repr=False, compare=False)
     subject: str
     tone: str
-    group: Literal["tone"] = "tone"
+    group: Literal["tone", "tone_known"] = "tone"
 
     @property
     def key(self) -> list[str]:
@@ -99,10 +104,29 @@ class RealAsk:
         return Filmed(self.file.stem, PHRASINGS[self.instruction][0], source, none)
 
 
-def tone_asks(half: Literal["dev", "test"], count: int, size: int) -> list[ToneAsk]:
-    """Up to `count` of the embedded animations, subject by subject."""
+def tone_asks(
+    half: Literal["dev", "test"], count: int, size: int, trained: Collection[str] = ()
+) -> list[ToneAsk]:
+    """Up to `count` of the embedded animations, subject by subject.
+
+    Args:
+        trained: subjects of which a drawing in this style is trained on, see `trained_subjects`.
+    """
     tones = AnimatedTones(half, size=size)
-    return [ToneAsk(tones, subject, tone) for subject, tone in tones.asks[:count]]
+    return [
+        ToneAsk(tones, subject, tone, "tone_known" if subject in trained else "tone")
+        for subject, tone in tones.asks[:count]
+    ]
+
+
+def trained_subjects(emoji: EmojiSet) -> set[str]:
+    """Subjects of which the training split has a drawing in the style that is animated."""
+    codes = (
+        emoji.concepts[picture.concept].hexcode
+        for picture in emoji.pictures
+        if picture.style == ANIMATED_STYLE and emoji.split_of(picture) == "train"
+    )
+    return {subject_of(code.split("-")) for code in codes}
 
 
 def real_asks(clips: Sequence[str]) -> list[RealAsk]:
@@ -113,15 +137,24 @@ def real_asks(clips: Sequence[str]) -> list[RealAsk]:
 
     Raises FileNotFoundError for a clip that is not there.
     """
+    return [
+        replace(real_clip(name, "real"), instruction=instruction)
+        for name in clips
+        for instruction in REAL
+    ]
+
+
+def real_clip(name: str, option: str) -> RealAsk:
+    """A file or folder of frames, or an embedded clip by its name, asked for the first of `REAL`.
+
+    Raises FileNotFoundError, naming the option, for a clip that is not there.
+    """
     embedded = {file.stem: file for file in (ROOT / "clips").glob("*.mp4")}
-    found = []
-    for name in clips:
-        file = embedded.get(name, Path(name).expanduser())
-        if name in embedded:
-            verify(file.parent)
-        if not file.exists():
-            raise FileNotFoundError(
-                f"real={name}: no such clip; embedded are {', '.join(sorted(embedded))}"
-            )
-        found += [RealAsk(file, instruction) for instruction in REAL]
-    return found
+    file = embedded.get(name, Path(name).expanduser())
+    if name in embedded:
+        verify(file.parent)
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{option}={name}: no such clip; embedded are {', '.join(sorted(embedded))}"
+        )
+    return RealAsk(file, REAL[0])

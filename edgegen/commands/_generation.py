@@ -133,10 +133,7 @@ def sampling_settings(
     """All that the pictures depend on beside prompt and noise, as kept in their files."""
     height, width = picture_size(cfg, pipe)
     settings = {
-        "model": str(cfg.model.source),
-        "model_sha256": digest([sha256(file) for file in model_files(pipe)]),
-        "scheduler": type(pipe.scheduler).__name__,
-        "scheduler_config": digest(scheduler_config(pipe.scheduler)),
+        **model_settings(cfg, pipe),
         "steps": steps,
         "guidance": guidance,
         "negative_prompt": read_text(cfg, "negative_prompt"),
@@ -146,6 +143,17 @@ def sampling_settings(
     if (image := read_text(cfg, "image")) is not None:
         settings |= {"image": image, "image_sha256": sha256(Path(image))}
         settings["image_guidance"] = image_guidance(cfg)
+    return settings
+
+
+def model_settings(cfg: DictConfig, pipe: DiffusionPipeline) -> dict[str, Any]:
+    """What pictures depend on beside how they are sampled: model, scheduler, methods, code."""
+    settings: dict[str, Any] = {
+        "model": str(cfg.model.source),
+        "model_sha256": digest([sha256(file) for file in model_files(pipe)]),
+        "scheduler": type(pipe.scheduler).__name__,
+        "scheduler_config": digest(scheduler_config(pipe.scheduler)),
+    }
     if options := load_options(cfg):
         settings["load"] = options
     if methods := method_settings(cfg):

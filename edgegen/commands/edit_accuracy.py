@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionInstructPix2PixPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionInstructPix2PixPipeline
 from omegaconf import DictConfig
 from PIL import Image
 
@@ -16,15 +16,19 @@ from ..api import apply
 from ..data.edit_pairs import CropSources, EmojiSources, Sources
 from ..data.held_out_pairs import held_out_pairs
 from ..data.painting import PaintedCrops
+from ..metrics.quality.edit_score import EditScore
 from ..metrics.quality.efflite0 import EffLite0
-from ..runs.environment import sha256
+from ..pipelines.checkpoints import one_line
+from ..pipelines.parts import autoencoder
+from ..runs.atomic import write_atomic
+from ..runs.finished import Row, to_csv
 from ..runs.looks import LOOKS, log_look
 from ..runs.pictures import grid, write_png
 from ..runs.record import Run
 from ..sampling.generate import default_size
 from ._domain import read_domain
 from ._edited import Ask, asks_of, draw_edits, score
-from ._generation import digest, edit_scales, method_settings, methods_of, model_files
+from ._generation import edit_scales, methods_of, model_files, model_settings, read_text
 from ._main import command
 from ._model import load_model
 from ._numbers import flag, whole_number
@@ -46,19 +50,18 @@ def main(cfg: DictConfig, run: Run) -> None:
         raise ValueError(f"split={cfg.split}: allowed are dev, test")
     scales = edit_scales(cfg)
     pipe = _load(cfg)
+    renderer = _renderer(cfg, pipe)
     groups = _groups(cfg, pipe)
     methods = methods_of(cfg)
     settings = {
-        "model": str(cfg.model.source),
-        "model_sha256": digest([sha256(file) for file in model_files(pipe)]),
-        "scheduler": type(pipe.scheduler).__name__,
+        **model_settings(cfg, pipe),
         "steps": cfg.steps,
         **scales,
         "seed": cfg.seed,
-        "methods": method_settings(cfg),
     }
     judge = EffLite0().to(pipe.device)
     found: dict[str, dict[str, float]] = {}
+    rows: list[Row] = []
     with apply(pipe, methods):
         run.info(device=str(pipe.device), seeds=[cfg.seed], settings=settings)
         for file in [*model_files(pipe), EffLite0.weights_file()]:
@@ -66,12 +69,14 @@ def main(cfg: DictConfig, run: Run) -> None:
         for group, asks in groups.items():
             folder = run.dir / "images" / group
             edits = draw_edits(pipe, folder, asks, settings, cfg.batch_size, group)
-            scored, names = score(pipe, judge, asks, edits, f"judging {group}")
+            scored, names = score(renderer, judge, asks, edits, f"judging {group}")
             found[group] = scored.metrics(group, _BACKBONE, cfg.resamples)
             run.log(found[group])
+            rows += _rows(scored, asks, group, cfg.seed)
             if cfg.shown:
                 sheet = _sheet(asks, edits, names, scored.followed, cfg.shown)
                 write_png(run.dir / f"results_{group}.png", sheet, {})
+    write_atomic(run.dir / "scores.csv", to_csv(rows))
     if cfg.log_looks and cfg.split == "test":
         _log_look(settings, found)
     print(_table(found))
@@ -87,6 +92,22 @@ def _load(cfg: DictConfig) -> DiffusionPipeline:
             "one of StableDiffusionInstructPix2PixPipeline"
         )
     return pipe
+
+
+def _renderer(cfg: DictConfig, pipe: DiffusionPipeline) -> AutoencoderKL:
+    """The autoencoder that what an edit is judged by goes through."""
+    given = read_text(cfg, "renderer")
+    if given is not None:
+        try:
+            return autoencoder(given).to(pipe.device)  # type: ignore[arg-type]
+        except (OSError, ValueError) as error:
+            raise type(error)(f"renderer={given}: {one_line(error)}") from error
+    if not isinstance(pipe.vae, AutoencoderKL):
+        raise ValueError(
+            f"renderer: the model has an {type(pipe.vae).__name__}; give a model or folder with an "
+            "AutoencoderKL, the same for all models that are compared"
+        )
+    return pipe.vae
 
 
 def _groups(cfg: DictConfig, pipe: DiffusionPipeline) -> dict[str, list[Ask]]:
@@ -105,6 +126,19 @@ def _groups(cfg: DictConfig, pipe: DiffusionPipeline) -> dict[str, list[Ask]]:
             raise ValueError(f"split={cfg.split}: no {kind} pair in it; allowed are dev, test")
         groups |= {group: asks_of(each, found) for group, found in pairs.items() if found}
     return groups
+
+
+def _rows(scored: EditScore, asks: Sequence[Ask], group: str, seed: int) -> list[Row]:
+    """What each edit gained, for `scores.csv`."""
+    gains = scored.gains(group, _BACKBONE)
+    return [
+        {
+            "prompt": f"{ask.source.subject}: {ask.pair.index}: {ask.pair.instruction}",
+            "seed": seed,
+            **{name: float(values[place]) for name, values in gains.items()},
+        }
+        for place, ask in enumerate(asks)
+    ]
 
 
 def _log_look(settings: Mapping[str, Any], found: Mapping[str, Mapping[str, float]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,16 +28,16 @@ from ..metrics.quality.efflite0 import EffLite0
 from ..metrics.quality.pictures import as_floats
 from ..metrics.quality.text import load_clip
 from ..runs.atomic import write_atomic
-from ..runs.environment import sha256
 from ..runs.looks import LOOKS, log_look
 from ..runs.pictures import grid, write_png
 from ..runs.record import Run
 from ..sampling.generate import default_size
 from ..video import VideoEditor
 from ..video.frames import scan
+from ._asked import JUDGE, embedded_judge
 from ._domain import read_domain
-from ._filmed import Filmed, RealAsk, ToneAsk, real_asks, tone_asks
-from ._generation import digest, edit_scales, method_settings, methods_of, model_files, read_text
+from ._filmed import Filmed, RealAsk, ToneAsk, real_asks, tone_asks, trained_subjects
+from ._generation import edit_scales, methods_of, model_files, model_settings, read_text
 from ._main import command
 from ._model import quiet
 from ._moving import Ask, AttentionProbe, Shown, anchors_of, asks_of, scores_of
@@ -72,21 +73,20 @@ def main(cfg: DictConfig, run: Run) -> None:
     size = _size(cfg, pipe)
     judges: list[nn.Module] = [EffLite0().to(pipe.device)]
     given = read_text(cfg, "judge")
-    if given is not None:
-        judges.append(load_clip(given).to(pipe.device))
+    if given is not None or JUDGE.is_dir():
+        with quiet():
+            judge = embedded_judge() if given is None else load_clip(given)
+        judges.append(judge.to(pipe.device))
     asks = _asks(cfg, size)
     methods = methods_of(cfg)
     settings = {
-        "model": str(cfg.model.source),
-        "model_sha256": digest([sha256(file) for file in model_files(pipe)]),
-        "scheduler": type(pipe.scheduler).__name__,
+        **model_settings(cfg, pipe),
         "anchors": anchors,
         "own": cfg.own,
         "chunk": cfg.chunk,
         "frames": cfg.frames,
         "size": size,
         **edit,
-        "methods": method_settings(cfg),
     }
     with apply(pipe, methods):
         editor.anchors.scenes(cfg.frames, [0.0] * cfg.frames)  # too many anchors, or none there
@@ -140,8 +140,7 @@ class _Work:
         output, note = self._folder / f"{place:04d}", self._folder / f"{place:04d}.json"
         wanted = json.dumps([self._settings, *ask.key])
         if not (note.is_file() and note.read_text(encoding="utf-8") == wanted):
-            for file in output.glob("*.png"):
-                file.unlink()
+            shutil.rmtree(output, ignore_errors=True)
             shown = Shown(clip, f"{place} {clip.name}")
             with quiet():
                 self._make(shown, output, clip.instruction, self._seed(place))
@@ -160,11 +159,10 @@ class _Work:
         factor = self._editor.pipe.vae_scale_factor
         probe = AttentionProbe(clip, anchors_of(scenes), (size[0] // factor, size[1] // factor))
         output = self._folder / "attention"
+        shutil.rmtree(output, ignore_errors=True)  # of a run that was killed
         with quiet():
             self._run(shown, output, clip.instruction, self._seed(place), probe=probe)
-        for file in output.glob("*.png"):
-            file.unlink()
-        output.rmdir()
+        shutil.rmtree(output)
         return probe.scores()
 
     def log(self, run: Run) -> None:
@@ -200,9 +198,8 @@ class _Work:
 
 
 def _asks(cfg: DictConfig, size: int) -> list[AnyAsk]:
-    sources: dict[str, Sources] = {
-        "emoji": EmojiSources(read_domain(cfg, tones=True), "concepts", size)
-    }
+    emoji = read_domain(cfg, tones=True)
+    sources: dict[str, Sources] = {"emoji": EmojiSources(emoji, "concepts", size)}
     if cfg.crops is not None:
         sources["natural"] = CropSources(PaintedCrops(cfg.crops, "held_out"))
     asks: list[AnyAsk] = []
@@ -211,7 +208,7 @@ def _asks(cfg: DictConfig, size: int) -> list[AnyAsk]:
         if cfg.n_ambiguous:
             asks += asks_of(each, kind, cfg.split, cfg.n_ambiguous, ambiguous=True)
     if cfg.n_tone:
-        asks += tone_asks(cfg.split, cfg.n_tone, size)
+        asks += tone_asks(cfg.split, cfg.n_tone, size, trained_subjects(emoji))
     if not isinstance(cfg.real, ListConfig) or not all(isinstance(e, str) for e in cfg.real):
         raise ValueError(f"real={cfg.real}: must be a list of files")
     asks += real_asks(list(cfg.real))

@@ -21,6 +21,7 @@ from .emoji import TONES
 from .held_out_pairs import half_of
 
 PACKAGE = "@lobehub/fluent-emoji-anim-1@1.0.0"
+ANIMATED_STYLE = "fluent-3d"  # in which the drawings of `emoji.EmojiSet` look like these
 EMBEDDED = ROOT / "animated" / "animated.npz"
 _CODES = ("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff")  # in the order of TONES[1:]
 _DEFAULT = "default"
@@ -121,13 +122,19 @@ class AnimatedTones:
 _LANCZOS = Image.Resampling.LANCZOS
 
 
+def subject_of(codes: Sequence[str]) -> str:
+    """How a subject is called here, from its code points in hexadecimal."""
+    parts = [code.lower() for code in codes]
+    return "-".join(part for part in parts if part != "fe0f" and part not in _CODES)
+
+
 def _key(path: Path) -> str | None:
-    parts = [part for part in path.stem.lower().split("-") if part != "fe0f"]
+    parts = path.stem.lower().split("-")
     codes = [part for part in parts if part in _CODES]
     if path.suffix != ".webp" or len(codes) > 1:
         return None
     tone = TONES[1 + _CODES.index(codes[0])] if codes else _DEFAULT
-    return "-".join(part for part in parts if part not in _CODES) + f"_{tone}"
+    return f"{subject_of(parts)}_{tone}"
 
 
 def _read(data: bytes, size: int, frames: int) -> tuple[list[Image.Image], int]:

@@ -41,6 +41,12 @@ def check_output(
         output.abandon()
 
 
+def holds_clip(folder: Path, frames: int) -> bool:
+    """Whether `folder` is what `write_clip` makes of so many frames, by the names of its files."""
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    return names == {_frame_name(index) for index in range(frames)}
+
+
 def write_clip(
     path: Path,
     pictures: Iterable[np.ndarray],
@@ -96,7 +102,11 @@ def _remove(path: Path) -> None:
 def _write_folder(folder: Path, pictures: Iterable[np.ndarray]) -> None:
     folder.mkdir()
     for index, pixels in enumerate(pictures):
-        Image.fromarray(pixels).save(folder / f"{index:06d}.png")
+        Image.fromarray(pixels).save(folder / _frame_name(index))
+
+
+def _frame_name(index: int) -> str:
+    return f"{index:06d}.png"
 
 
 def _write_file(

@@ -35,7 +35,8 @@ _ENDS = {"": "value", "_lo": "low", "_hi": "high", "_n": "n"}
 def read_scores(folder: Path, metric: str) -> tuple[np.ndarray, list[tuple[str, str]]]:
     """A metric picture by picture, (N,) float64, and (prompt, seed) of each, from `scores.csv`.
 
-    Pictures that were given have their file's name in place of the prompt.
+    Pictures that were given have their file's name in place of the prompt. NaN where a metric says
+    nothing.
 
     Raises ValueError where it is not there.
     """
@@ -44,7 +45,7 @@ def read_scores(folder: Path, metric: str) -> tuple[np.ndarray, list[tuple[str, 
     if not rows or metric not in rows[0]:
         raise ValueError(f"{folder}: {metric} is not among its scores of single pictures")
     asked = [(row.get("prompt") or row["file"], row.get("seed", "")) for row in rows]
-    return np.array([float(row[metric]) for row in rows]), asked
+    return np.array([float(row[metric] or "nan") for row in rows]), asked
 
 
 def add_differences(
@@ -194,23 +195,37 @@ def time_ratio_rows(
 
 
 def difference_rows(
-    cells: Path, stage: str, pairs: Mapping[str, tuple[Row, Row]], metric: str
+    cells: Path,
+    stage: str,
+    pairs: Mapping[str, tuple[Row, Row]],
+    metrics: Sequence[str],
+    cluster: Callable[[str], str] = str,
 ) -> list[Row]:
-    """Rows of a stage, named `pair`: the mean of `metric` of a first row less that of a second.
+    """Rows of a stage, named `pair`: the means of `metrics` of a first row less those of a second.
 
-    Pairs whose cells are not on disk are left out.
+    Pairs whose cells are not on disk are left out, and so are samples of which a metric says
+    nothing (NaN).
+
+    Args:
+        cluster: of a prompt, what its samples share that are no independent ones.
     """
     made = []
     for name, (first, second) in pairs.items():
-        if _there(cells, first) and _there(cells, second):
+        if not _there(cells, first) or not _there(cells, second):
+            continue
+        found: Row = {"stage": stage, "pair": name}
+        for metric in metrics:
             (ours, asked), (theirs, same) = (
                 read_scores(cells / row["cell"], metric) for row in (first, second)
             )
             if asked != same:
                 raise ValueError(f"{name}: cells {first['cell']}, {second['cell']}: other prompts")
-            prompts = np.array([prompt for prompt, _ in asked])
-            estimate = paired_difference(ours, theirs, prompts)
-            made.append({"stage": stage, "pair": name} | _columns(f"{metric}_change", estimate))
+            clusters = np.array([cluster(prompt) for prompt, _ in asked])
+            known = ~np.isnan(ours - theirs)
+            if known.any():
+                estimate = paired_difference(ours[known], theirs[known], clusters[known])
+                found |= _columns(f"{metric}_change", estimate)
+        made.append(found)
     return made
 
 

@@ -20,7 +20,7 @@ _LONGEST_PATH = 1024
 # Settings that name weights or data.
 _INPUTS = frozenset(
     {"source", "config", "tokenizer", "vae", "images", "reference", "clip", "backbone", "subject"}
-    | {"predictor", "spec"}
+    | {"predictor", "spec", "judge", "renderer"}
 )
 
 

@@ -100,6 +100,38 @@ def generation(
     return work
 
 
+def network_call(load: Mapping[str, Any], part: str, batch: int, size: int) -> Callable[[], object]:
+    """For `peak_memory`: loads a pipeline and gives one call of a network of it, on random input.
+
+    Args:
+        load: arguments of `api.load`.
+        part: `unet`, `vae_encoder` or `vae_decoder`.
+        batch: of the call; for the UNet the guidance branches count.
+        size: side of the pictures in pixels.
+    """
+    import torch
+
+    from .. import api
+
+    pipe = api.load(**load)
+    unet, vae = pipe.unet, pipe.vae
+    side, of = size // pipe.vae_scale_factor, {"device": pipe.device, "dtype": pipe.dtype}
+    if part == "vae_encoder":
+        pictures = torch.zeros(batch, 3, size, size, **of)
+        return torch.inference_mode()(lambda: vae.encode(pictures))
+    if part == "vae_decoder":
+        latents = torch.zeros(batch, vae.config.latent_channels, side, side, **of)
+        return torch.inference_mode()(lambda: vae.decode(latents))
+    latents = torch.zeros(batch, unet.config.in_channels, side, side, **of)
+    length = pipe.tokenizer.model_max_length
+    text = torch.zeros(batch, length, unet.config.cross_attention_dim, **of)
+    width = unet.config.time_cond_proj_dim
+    scales = None if width is None else torch.zeros(batch, width, **of)
+    return torch.inference_mode()(
+        lambda: unet(latents, 1, encoder_hidden_states=text, timestep_cond=scales)
+    )
+
+
 def _measured(work: Callable[[], object], device: str) -> Memory:
     if device.startswith("cuda"):
         import torch

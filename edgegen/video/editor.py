@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..media.clip_writing import check_output, write_clip
+from ..media.clip_writing import check_output, holds_clip, write_clip
 from ..media.clips import Clip, VideoFile, open_clip
 from ..pipelines.schedulers import scheduler_config
 from ..sampling.generate import default_size
@@ -160,7 +160,10 @@ class VideoEditor:
         canvas = make_canvas(
             found.size, default if resolution is None else resolution, self.pipe.vae_scale_factor
         )
-        check_output(path, (canvas.height, canvas.width), found.timing, sound, codec)
+        # Stopped after a folder was complete, before the work beside it was removed.
+        written = resume and Workspace.begun(path) and holds_clip(path, len(found))
+        if not written:
+            check_output(path, (canvas.height, canvas.width), found.timing, sound, codec)
 
         with self._at_work(what) as denoiser, shard() as mine, torch.inference_mode():
             denoiser.bank.probe = probe
@@ -193,22 +196,23 @@ class VideoEditor:
             readers = Reader(clip, canvas), Reader(clip, canvas)
             job = Job(denoiser, *readers, canvas, space, self.chunk, done, mine)
             total = sum(len(s.anchors) + sum(map(len, job.chunks(s))) for s in scenes)
-            for place, scene in enumerate(scenes):
+            for place, scene in enumerate(() if written else scenes):
                 if schedule == "frames":
                     frames_outside(job, scene)
                 else:
                     steps_outside(job, scene, place)
             mine.wait()
             if mine.rank == 0:
-                write_clip(
-                    path,
-                    space.frames(len(found)),
-                    found.timing,
-                    aspect=clip.aspect,
-                    audio=sound,
-                    audio_end=None if found.whole else found.timing.end,
-                    codec=codec,
-                )
+                if not written:
+                    write_clip(
+                        path,
+                        space.frames(len(found)),
+                        found.timing,
+                        aspect=clip.aspect,
+                        audio=sound,
+                        audio_end=None if found.whole else found.timing.end,
+                        codec=codec,
+                    )
                 space.remove()
             mine.wait()
         return Edited(

@@ -31,7 +31,7 @@ class Workspace:
         self, output: Path, settings: Mapping[str, Any], resume: bool, rank: int = 0
     ) -> None:
         self._rank = rank
-        self.folder = output.with_name(f".{output.name}.edit")
+        self.folder = _beside(output)
         wanted = json.loads(json.dumps(dict(settings)))
         found = _read_json(self.folder / "settings.json")
         if resume and found is not None and found != wanted:
@@ -44,6 +44,11 @@ class Workspace:
             shutil.rmtree(self.folder)
         (self.folder / "frames").mkdir(parents=True, exist_ok=True)
         _write(self.folder / "settings.json", json.dumps(wanted).encode())
+
+    @staticmethod
+    def begun(output: Path) -> bool:
+        """Whether work on this output was begun and not completed."""
+        return (_beside(output) / "settings.json").is_file()
 
     def has(self, numbers: Sequence[int]) -> bool:
         """Whether all of these edited frames are there."""
@@ -120,6 +125,10 @@ class Rows:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _beside(output: Path) -> Path:
+    return output.with_name(f".{output.name}.edit")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -138,7 +138,7 @@ def derived(rows: Rows, cells: Path) -> Rows:
         for better, worse, *_ in [*PUBLISHED, *EXPECTED]
         if better in named and worse in named
     }
-    found = difference_rows(cells, "pairs", pairs, ERROR)
+    found = difference_rows(cells, "pairs", pairs, [ERROR])
     kept = {row["pair"]: row for row in rows if row["stage"] == "pairs"}
     kept |= {row["pair"]: row for row in found}
     return [row for row in rows if row["stage"] != "pairs"] + list(kept.values())

@@ -80,7 +80,7 @@ def derived(rows: Rows, cells: Path) -> Rows:
         for less, more in PAIRS
         if less in named and more in named
     }
-    found = difference_rows(cells, "pairs", pairs, CHANGE)
+    found = difference_rows(cells, "pairs", pairs, [CHANGE])
     kept = {row["pair"]: row for row in of(rows, "pairs")}
     kept |= {row["pair"]: row for row in found}
     return [row for row in rows if row["stage"] != "pairs"] + list(kept.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from edgegen.metrics.quality.bootstrap import paired_difference
+from edgegen.runs.cell_samples import difference_rows
 from edgegen.runs.pareto import Point, plot_front
 from edgegen.runs.tables import Better, make_table
 
@@ -27,6 +26,8 @@ STEADY = [
 TONES = [
     "video/error_tone",
     "video/closed_tone",
+    "video/error_tone_known",
+    "video/closed_tone_known",
     "video/warp_error_dis_tone",
     "video/flicker_tone",
 ]
@@ -34,67 +35,78 @@ REAL = ["video/warp_error_dis_real", "video/flicker_real", "video/tem_con_efflit
 ATTENTION = ["video/attention_on_anchors", "video/attention_hit", "video/attention_chance"]
 COST = ["cost/seconds_per_frame", "cost/total_tflops_all", "cost/total_tflops_conv_linear"]
 TESTED = ["video/regret", "video/warp_error", "video/error_one", "video/error_any"]
-BASE = "+ shared noise"
 BETTER: dict[str, Better] = {
     "video/regret": "lower",
     "video/closed_one": "higher",
     "video/closed_any": "higher",
     "video/attention_hit": "higher",
 }
+# What each change does: the first row less the second, clip by clip.
+PAIRS = {
+    "shared noise": ("+ shared noise", "frame by frame"),
+    **{
+        f"{count} anchor{'s' if count > 1 else ''}": (
+            f"+ {count} anchor{'s' if count > 1 else ''}",
+            "+ shared noise",
+        )
+        for count in (1, 2, 3, 5, 7)
+    },
+    "3 anchors instead of 1": ("+ 3 anchors", "+ 1 anchor"),
+    "7 anchors instead of 3": ("+ 7 anchors", "+ 3 anchors"),
+    "no own keys, 3 anchors": ("3 anchors, no own keys", "+ 3 anchors"),
+    "no own keys, first frame": ("first frame, no own keys", "first frame"),
+    "first frame instead of 1 anchor": ("first frame", "+ 1 anchor"),
+    "middle instead of first frame, no own keys": (
+        "middle frame, no own keys",
+        "first frame, no own keys",
+    ),
+    "at the start instead of spread": ("3 anchors at the start", "+ 3 anchors"),
+    **{
+        f"fine-tuning {seed}, {anchors}": (
+            f"+ fine-tuning {seed}, {anchors}",
+            "+ shared noise" if anchors == "no anchors" else "+ 3 anchors",
+        )
+        for seed in (0, 1)
+        for anchors in ("no anchors", "3 anchors")
+    },
+    **{
+        f"moved pairs {seed} instead of still ones, {anchors}": (
+            f"+ fine-tuning {seed}, {anchors}",
+            f"trained on as long, {anchors}",
+        )
+        for seed in (0, 1)
+        for anchors in ("no anchors", "3 anchors")
+    },
+}
 Rows = list[dict[str, Any]]
 
 
 def derived(rows: Rows, cells: Path) -> Rows:
-    """The rows with `METRIC_vs_base`: the mean difference to the base's clips, by paired bootstrap.
-
-    Clips of one subject are drawn together. The base is frame by frame with shared noise.
-    """
-    base = next((row for row in clips(rows) if row["row"] == BASE), None)
-    made = [row for row in rows if row["stage"] == "tuned"]
-    for row in clips(rows):
-        found = dict(row)
-        for metric in TESTED:
-            if base is not None and row is not base and _there(cells, base) and _there(cells, row):
-                found |= _difference(cells, row["cell"], base["cell"], metric)
-        made.append(found)
-    return made
-
-
-def _there(cells: Path, row: dict[str, Any]) -> bool:
-    return (cells / str(row["cell"]) / "scores.csv").is_file()
+    """Rows `pairs` besides: `PAIRS` by paired bootstrap, clips of one subject drawn together."""
+    named = {row["row"]: row for row in clips(rows)}
+    pairs = {
+        name: (named[first], named[second])
+        for name, (first, second) in PAIRS.items()
+        if first in named and second in named
+    }
+    kept = {row["pair"]: row for row in rows if row["stage"] == "pairs"}
+    found = difference_rows(cells, "pairs", pairs, TESTED, lambda prompt: prompt.split(":")[0])
+    kept |= {row["pair"]: row for row in found}
+    in_order = [kept[name] for name in PAIRS if name in kept]
+    return [row for row in rows if row["stage"] != "pairs"] + in_order
 
 
 def clips(rows: Rows) -> Rows:
-    """The rows of edited clips, without the trainings."""
-    return [row for row in rows if row["stage"] != "tuned"]
-
-
-def _difference(cells: Path, first: str, second: str, metric: str) -> dict[str, float]:
-    (ones, asked), (others, again) = (_clips(cells / each, metric) for each in (first, second))
-    if asked != again:
-        raise ValueError(f"{cells / first} and {cells / second} are not of the same clips")
-    known = np.isfinite(ones) & np.isfinite(others)
-    if not known.any():
-        return {}
-    subjects = np.array([prompt.split(":")[0] for prompt in asked])[known]
-    found = paired_difference(ones[known], others[known], subjects)
-    name = f"{metric}_vs_base"
-    return {name: found.value, f"{name}_lo": found.low, f"{name}_hi": found.high}
-
-
-def _clips(folder: Path, metric: str) -> tuple[np.ndarray, list[str]]:
-    with open(folder / "scores.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return np.array([float(row.get(metric, "nan")) for row in rows]), [r["prompt"] for r in rows]
+    """The rows of edited clips, without the trainings and the differences."""
+    return [row for row in rows if row["stage"] not in ("tuned", "pairs")]
 
 
 def table(rows: Rows) -> str:
     """Does it do the edit, is it steady, where does attention land, what does it cost."""
-    parts, rows = [], clips(rows)
+    parts, pairs, rows = [], [row for row in rows if row["stage"] == "pairs"], clips(rows)
     for title, metrics in (
         ("Does it do the edit?", EDIT),
         ("Is it steady?", STEADY),
-        ("Differences to frame by frame with shared noise", [f"{m}_vs_base" for m in TESTED]),
         ("Animated drawings, another skin tone (flow estimated by DIS)", TONES),
         ("A real clip, no truth (flow estimated by DIS)", REAL),
         ("Where does attention land?", ATTENTION),
@@ -104,6 +116,10 @@ def table(rows: Rows) -> str:
         if known:
             better = {name: way for name, way in BETTER.items() if name in known}
             parts += [f"# {title}", "", make_table(rows, ["row"], [], known, better).markdown()]
+    if pairs:
+        changes = [f"{m}_change" for m in TESTED if any(f"{m}_change" in row for row in pairs)]
+        made = make_table(pairs, ["pair"], [], changes, {})
+        parts += ["# What each change does", "", made.markdown()]
     floor = [row["video/warp_error_truth"] for row in rows if row.get("video/warp_error_truth")]
     if floor:
         parts += [f"The warp error of the true targets is {np.mean(floor):.4f}: interpolation.", ""]

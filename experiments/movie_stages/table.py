@@ -1,11 +1,16 @@
-"""Table and figure of the experiment, from `results.csv` alone."""
+"""Tables and figure of the experiment, from `results.csv` alone; shares kept, from the cells."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from edgegen.metrics.quality.bootstrap import ratio_interval
+from edgegen.runs.cell_samples import read_scores
+from edgegen.runs.finished import from_csv
 from edgegen.runs.tables import make_table
 
 ACCURACY = [
@@ -14,7 +19,7 @@ ACCURACY = [
     for what in ("closed_psnr", "closed_efflite0", "covered_efflite0", "followed")
 ]
 STEADY = ["video/regret", "video/warp_error", "video/tem_con_efflite0", "video/flicker"]
-SECONDS = "cost/seconds_per_frame"
+FASTER = "cost/networks_times_faster"
 PARTS = {"UNet": "unet", "encoder": "vae_encoder", "decoder": "vae_decoder"}
 # TFLOPs a frame at 480², Table 1 of arXiv 2412.06578.
 PUBLISHED = {"base": 21.31, "efficient": 16.10, "guidance-distilled": 5.50, "few-step": 0.76}
@@ -40,35 +45,94 @@ def table(rows: list[Row]) -> str:
 
 
 def embedded(rows: list[Row]) -> str:
-    """What each stage of the embedded editor does, costs and takes."""
+    """What each stage of the embedded editor does, keeps, costs and takes."""
     accuracy, clips = of(rows, "accuracy"), of(rows, "clips")
     if not accuracy or not clips:
         return "# Embedded\n\nNot run yet.\n"
     better: Any = {name: "higher" for name in ACCURACY}
     parts = ["# Embedded: accuracy on held-out pairs", ""]
     parts += [make_table(accuracy, ["name"], [], ACCURACY, better).markdown()]
-    parts += ["# Embedded: steadiness, and seconds a frame", ""]
-    parts += [make_table(clips, ["name"], [], [*STEADY, SECONDS], {}).markdown()]
+    kept = of(rows, "kept")
+    if kept:
+        names = [f"{name}_kept" for name in ACCURACY if any(f"{name}_kept" in row for row in kept)]
+        parts += ["# Embedded: share of the base's accuracy that is kept", ""]
+        parts += [make_table(kept, ["name"], [], names, {}).markdown()]
+        lacking = ", ".join(name for name in ACCURACY if f"{name}_kept" not in names)
+        parts += [f"Left out, as the base has none to keep: {lacking}.\n"] if lacking else []
+    parts += ["# Embedded: steadiness", ""]
+    parts += [make_table(clips, ["name"], [], STEADY, {}).markdown()]
+    return "\n".join([*parts, cost(of(rows, "parts"))])
+
+
+def cost(rows: list[Row]) -> str:
+    """GFLOPs, milliseconds and memory of a frame by part, and how much less than the base."""
+    if not rows:
+        return "# Embedded: cost of a frame\n\nNot run yet.\n"
     heads = ["stage", *(f"{name}, GFLOPs" for name in PARTS), "whole frame", "times fewer"]
-    heads += ["times faster", "accuracy kept"]
-    lines = [_pipes(heads), _pipes(["---"] + ["---:"] * (len(heads) - 1))]
-    for row, judged in zip(clips, accuracy, strict=True):
+    work = [_pipes(heads), _pipes(["---"] + ["---:"] * (len(heads) - 1))]
+    heads = ["stage", *(f"{name}, ms" for name in (*PARTS, "rest")), "times faster", "95 %"]
+    time = [_pipes(heads), _pipes(["---"] + ["---:"] * (len(heads) - 1))]
+    heads = ["stage", *(f"{name}, MB: weights + call" for name in PARTS)]
+    memory = [_pipes(heads), _pipes(["---"] + ["---:"] * (len(heads) - 1))]
+    for row in rows:
         cells = [row["name"], *(f"{1000 * part(row, name):.3g}" for name in PARTS)]
-        cells += [f"{1000 * whole(row):.3g}", f"{whole(clips[0]) / whole(row):.1f}"]
-        times = clips[0].get(SECONDS), row.get(SECONDS)
-        cells += ["–" if None in times else f"{times[0] / times[1]:.1f}"]
-        kept = [judged[name] / accuracy[0][name] for name in judged_by(accuracy)]
-        lines.append(_pipes([*cells, f"{min(kept):.0%}" if kept else "–"]))
-    left_out = [name for name in ACCURACY if name not in judged_by(accuracy)]
-    note = "Accuracy kept: the least share of the base's, over all columns of the first table"
-    note += f" but {', '.join(left_out)}, where there is nothing to keep." if left_out else "."
-    return "\n".join([*parts, "# Embedded: cost of a frame", "", *lines, "", note, ""])
+        cells += [f"{1000 * whole(row):.3g}", f"{whole(rows[0]) / whole(row):.1f}"]
+        work.append(_pipes(cells))
+        taken = [f"cost/{slug}_seconds_per_frame" for slug in (*PARTS.values(), "rest")]
+        cells = [row["name"], *(f"{1000 * row[key]:.3g}" for key in taken)]
+        cells += [f"{row[FASTER]:.1f}", f"[{row[f'{FASTER}_lo']:.1f}, {row[f'{FASTER}_hi']:.1f}]"]
+        time.append(_pipes(cells))
+        if row.get("cost/unet_rise_mb") is not None:
+            held = [
+                f"{row[f'cost/{slug}_weights_mb']:.1f} + {row[f'cost/{slug}_rise_mb']:.1f}"
+                for slug in PARTS.values()
+            ]
+            memory.append(_pipes([row["name"], *held]))
+    return "\n".join(
+        ["# Embedded: work of a frame", "", *work, ""]
+        + ["# Embedded: time of a frame", "", *time, ""]
+        + ["Times faster: of the three networks together. Rest: noise, scheduler, files.", ""]
+        + (["# Embedded: memory", "", *memory, ""] if len(memory) > 2 else [])
+    )
 
 
-def judged_by(accuracy: list[Row]) -> list[str]:
-    """The columns that all stages have, and of which the base has some to keep."""
-    there = [name for name in ACCURACY if all(row.get(name) is not None for row in accuracy)]
-    return [name for name in there if accuracy[0][name] > 0]
+def derived(rows: list[Row], cells: Path) -> list[Row]:
+    """Rows `kept` (accuracy as a share of the base's) and `parts` (what `edit_times` measured)."""
+    kept, parts = of(rows, "kept"), of(rows, "parts")
+    accuracy = [row for row in of(rows, "accuracy") if _file(cells, row, "scores.csv")]
+    base = next((row for row in accuracy if row["name"] == "base"), None)
+    if base is not None:
+        kept = [_kept(cells, row, base) for row in accuracy]
+    for row in of(rows, "times"):
+        if _file(cells, row, "results.csv"):
+            text = (cells / row["cell"] / "results.csv").read_text(encoding="utf-8")
+            parts = [{"stage": "parts"} | each for each in from_csv(text)]
+    return [row for row in rows if row["stage"] not in ("kept", "parts")] + kept + parts
+
+
+def _kept(cells: Path, row: Row, base: Row) -> Row:
+    """Ratios of means over the same pairs, drawn together by subject."""
+    found: Row = {"stage": "kept", "name": row["name"]}
+    for metric in ACCURACY:
+        if (base.get(metric) or 0) <= 0:
+            continue
+        (ours, asked), (theirs, same) = (
+            read_scores(cells / each["cell"], metric) for each in (row, base)
+        )
+        if asked != same:
+            raise ValueError(f"cells {row['cell']} and {base['cell']}: other pairs")
+        known = ~np.isnan(theirs)
+        subjects = [prompt.split(":")[0] for prompt, _ in asked]
+        _, place = np.unique(np.array(subjects)[known], return_inverse=True)
+        sums = [np.bincount(place, values[known]) for values in (ours, theirs)]
+        low, high = ratio_interval(*sums)
+        found |= {f"{metric}_kept": sums[0].sum() / sums[1].sum()}
+        found |= {f"{metric}_kept_lo": low, f"{metric}_kept_hi": high}
+    return found
+
+
+def _file(cells: Path, row: Row, name: str) -> bool:
+    return row.get("cell") is not None and (cells / str(row["cell"]) / name).is_file()
 
 
 def of(rows: list[Row], stage: str) -> list[Row]:

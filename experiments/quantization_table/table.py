@@ -163,7 +163,7 @@ def derived(rows: Rows, cells: Path) -> Rows:
         for less, more in BARS
         if less in named and more in named
     }
-    found = difference_rows(cells, "pairs", pairs, ERROR)
+    found = difference_rows(cells, "pairs", pairs, [ERROR])
     kept = {row["pair"]: row for row in of(rows, "pairs")}
     kept |= {row["pair"]: row for row in found}
     kept_noise = of(rows, "sqnr")

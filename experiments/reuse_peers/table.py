@@ -141,7 +141,7 @@ def derived(rows: Rows, cells: Path) -> Rows:
         for rival in named
         if name in named and rival.startswith(RIVALS)
     }
-    rows = kept_or(rows, difference_rows(cells, "pairs", pairs, ERROR), "pairs")
+    rows = kept_or(rows, difference_rows(cells, "pairs", pairs, [ERROR]), "pairs")
     far = {row["row"]: row for row in of(rows, "distances")}
     if {"8 plain", "4 plain"} <= far.keys():
         bars = {

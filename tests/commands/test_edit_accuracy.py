@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionInstructPix2PixPipeline
+from diffusers import AutoencoderTiny, StableDiffusionInstructPix2PixPipeline
 from PIL import Image
 
 import edgegen
@@ -96,8 +96,8 @@ def test_perfect_and_idle_editors(editor_folder: Path, emoji_file: Path) -> None
     asks = _edited.asks_of(sources, held_out_pairs(sources, "dev", 4))
     sources_shown = [ask.source.picture for ask in asks]
     targets = [ask.source.target(ask.pair.instruction) for ask in asks]
-    for edits, share in ((_edited.rendered(pipe, targets), 1.0), (sources_shown, 0.0)):
-        found, names = _edited.score(pipe, judge, asks, edits, "judging")
+    for edits, share in ((_edited.rendered(pipe.vae, targets), 1.0), (sources_shown, 0.0)):
+        found, names = _edited.score(pipe.vae, judge, asks, edits, "judging")
         assert names == [ask.pair.instruction for ask in asks]
         done = found.psnr["edit"] - found.psnr["source"]
         gap = found.psnr["autoencoder"] - found.psnr["source"]
@@ -109,14 +109,39 @@ def test_perfect_and_idle_editors(editor_folder: Path, emoji_file: Path) -> None
             )
     # A target that no autoencoder has touched points to itself, for a lossless autoencoder.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_edited, "rendered", lambda pipe, pictures: list(pictures))
-        found, _ = _edited.score(pipe, judge, asks, targets, "judging")
+        patch.setattr(_edited, "rendered", lambda vae, pictures: list(pictures))
+        found, _ = _edited.score(pipe.vae, judge, asks, targets, "judging")
         assert found.followed.all()
         assert found.followed_truth.all()
         assert (found.psnr["edit"] == 100).all()
         assert (found.features["edit"] == 0).all()
-        wrong, _ = _edited.score(pipe, judge, asks, targets[::-1], "judging")
+        wrong, _ = _edited.score(pipe.vae, judge, asks, targets[::-1], "judging")
         assert not wrong.followed.all()
+
+
+def test_a_light_autoencoder_is_judged_through_the_renderer(
+    editor_folder: Path, emoji_file: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The gap and the yardstick of two models are the same, whatever autoencoder edits."""
+    monkeypatch.setattr("edgegen.commands.edit_accuracy.EffLite0", Blocks)
+    torch.manual_seed(0)
+    vae = edgegen.load(editor_folder).vae
+    widths = list(vae.config.block_out_channels)
+    AutoencoderTiny(
+        latent_channels=vae.config.latent_channels,
+        encoder_block_out_channels=widths, decoder_block_out_channels=widths,
+        num_encoder_blocks=[1] * len(widths), num_decoder_blocks=[1] * len(widths),
+    ).save_pretrained("light")  # fmt: skip
+    own = run(editor_folder, emoji_file)
+    with pytest.raises(SystemExit):
+        run(editor_folder, emoji_file, "model.vae=light")
+    assert "renderer: the model has an AutoencoderTiny" in capsys.readouterr().err
+    light = run(editor_folder, emoji_file, "model.vae=light", f"renderer={editor_folder}")
+    for name in ("psnr_autoencoder_emoji", "psnr_source_emoji", "followed_emoji_truth"):
+        assert light[f"quality/{name}"] == own[f"quality/{name}"]
+    # Made anew, since the autoencoder is another, though the folder is the same.
+    assert light["quality/psnr_edit_emoji"] != own["quality/psnr_edit_emoji"]
 
 
 def test_the_nearest_right_answer_counts(emoji_file: Path, editor_folder: Path) -> None:
@@ -125,7 +150,7 @@ def test_the_nearest_right_answer_counts(emoji_file: Path, editor_folder: Path) 
     asks = _edited.asks_of(sources, pairs)
     chosen = [ask.answers[-1] for ask in asks]
     edits = [ask.source.target(name) for ask, name in zip(asks, chosen, strict=True)]
-    found, names = _edited.score(edgegen.load(editor_folder), Blocks(), asks, edits, "judging")
+    found, names = _edited.score(edgegen.load(editor_folder).vae, Blocks(), asks, edits, "judging")
     assert names == chosen
     assert (found.chance > 2 / 30).all()
 
@@ -147,6 +172,7 @@ def test_baselines() -> None:
         (["split=train"], "split=train: allowed are dev, test"),
         (["crops=nowhere"], "nowhere: no crops there"),
         (["image_guidance=-1"], "image_guidance=-1: must be a number, 0 or more"),
+        (["renderer=nowhere"], "renderer=nowhere: nowhere: no AutoencoderKL there"),
         (["n=0"], "n=0: must be a whole number, 1 or more"),
         (["domain.groups=[moon]"], "unknown group 'moon'"),
     ],

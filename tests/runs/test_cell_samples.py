@@ -58,11 +58,11 @@ def test_differences_are_paired(tmp_path):
     assert found[1][f"{ERROR}_vs_base"] == pytest.approx(1, abs=0.01)
     assert 0.98 < found[1][f"{ERROR}_vs_base_lo"] < found[1][f"{ERROR}_vs_base_hi"] < 1.02
     assert found[2] == gone  # what a fresh clone has of it stays
-    (pair,) = difference_rows(tmp_path, "pairs", {"a": (row, base), "b": (gone, base)}, ERROR)
+    (pair,) = difference_rows(tmp_path, "pairs", {"a": (row, base), "b": (gone, base)}, [ERROR])
     assert pair[f"{ERROR}_change"] == found[1][f"{ERROR}_vs_base"]
     other = cell(tmp_path, "other", noise, prompts=["b"] * 40)
     with pytest.raises(ValueError, match="other prompts"):
-        difference_rows(tmp_path, "pairs", {"a": (row, other)}, ERROR)
+        difference_rows(tmp_path, "pairs", {"a": (row, other)}, [ERROR])
 
 
 def test_fronts(tmp_path):

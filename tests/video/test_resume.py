@@ -136,6 +136,35 @@ def test_resuming_another_edit_is_refused(pipe: Any, tmp_path: Path) -> None:
     edit(resume=True)
 
 
+def test_a_complete_folder_whose_work_was_not_cleared_up(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the folder took its name and before the work beside it was removed."""
+    editor, calls = VideoEditor(pipe, 2, chunk=2), []
+
+    def edit(**settings: Any) -> None:
+        editor.edit(MadeClip(6), tmp_path / "a", "make it red", steps=1, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workspace, "remove", lambda self: (_ for _ in ()).throw(Stop))
+        with pytest.raises(Stop):
+            edit()
+    before = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
+    assert len(before) == 6
+    with pytest.raises(ValueError, match="a folder with something in it"):
+        edit()  # not asked to resume: somebody's folder
+    forward = pipe.unet.forward
+    counted = lambda *a, **k: (calls.append(1), forward(*a, **k))[1]  # noqa: E731
+    monkeypatch.setattr(pipe.unet, "forward", counted)
+    edit(resume=True)
+    assert not calls
+    assert {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()} == before
+    assert not (tmp_path / ".a.edit").exists()
+    (tmp_path / "a" / "note.txt").write_text("mine")
+    with pytest.raises(ValueError, match="a folder with something in it"):
+        edit(resume=True)
+
+
 def test_a_full_disk_leaves_no_output(
     pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,21 @@ class EditScore:
             found[f"{key}_{family}_n"] = int(rows.sum())
         return found
 
+    def gains(self, group: str, backbone: str) -> dict[str, np.ndarray]:
+        """By metric, (N,) of single edits: what they gained on the source, and whether they follow.
+
+        PSNR and distance of features from the true target, and the way covered, as in `metrics`.
+        Of two models whose edits are judged through one renderer, the ratio of the means is the
+        ratio of the shares in `metrics`.
+        """
+        found = {
+            "closed_psnr": self.psnr["edit"] - self.psnr["source"],
+            f"closed_{backbone}": self.features["source"] - self.features["edit"],
+            f"covered_{backbone}": self.apart - self.left,
+            "followed": self.followed.astype(float),
+        }
+        return {f"quality/{name}_{group}": values for name, values in found.items()}
+
     def _by_subject(self, *values: np.ndarray) -> list[np.ndarray]:
         _, subject = np.unique(self.subjects, return_inverse=True)
         return [np.bincount(subject, each) for each in values]
