@@ -93,15 +93,20 @@ def heat_map(found: Sensitivity, kind: str, bits: int) -> bytes:
 
 
 def layers_figure(
-    maps: Mapping[str, Sequence[Sequence[float]]], layers: Sequence[str], times: Sequence[float]
+    maps: Mapping[str, Sequence[Sequence[float]]],
+    layers: Sequence[str],
+    times: Sequence[float],
+    height: float = 0.115,
 ) -> Figure:
     """Heat maps side by side, each with a scale of its own.
 
     Args:
         maps: title → dB, [layer][timestep].
+        layers: what to write beside each row; rows with an empty text have no tick.
         times: timesteps, as the columns go.
+        height: of a row in inches.
     """
-    size = (2.6 + len(maps) * (2.0 + 0.45 * len(times)), 0.9 + 0.115 * len(layers))
+    size = (2.6 + len(maps) * (2.0 + 0.45 * len(times)), 0.9 + height * len(layers))
     figure = Figure(figsize=size, dpi=130, layout="constrained")
     for axes, (title, values) in zip(
         figure.subplots(1, len(maps), sharey=True, squeeze=False)[0], maps.items(), strict=True
@@ -109,7 +114,8 @@ def layers_figure(
         image = axes.imshow(values, aspect="auto", cmap="magma", interpolation="nearest")
         axes.set_title(title, fontsize=8)
         axes.set_xticks(range(len(times)), [f"{time:.0f}" for time in times], fontsize=6)
-        axes.set_yticks(range(len(layers)), layers, fontsize=5)
+        named = [row for row, layer in enumerate(layers) if layer]
+        axes.set_yticks(named, [layers[row] for row in named], fontsize=5)
         axes.set_xlabel("timestep", fontsize=7)
         bar = figure.colorbar(image, ax=axes, fraction=0.05)
         bar.set_label("dB", fontsize=7)

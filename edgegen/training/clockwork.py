@@ -20,6 +20,7 @@ from ..reuse.unrolling import (
     unrolled,
 )
 from ..sampling.trajectories import TrajectoryStore
+from .footprint import peak_memory
 from .optimization import optimizer_and_schedule
 from .teacher import Teacher
 
@@ -31,7 +32,9 @@ class ClockworkModule(lightning.LightningModule):
 
     The adaptor watches the teacher's own UNet, of which there is no copy and no gradient. Batches
     are those of `data.prompts.PromptData`. Logged: `train/loss`, and `train/loss_relative`, the
-    loss over that of the identity r̂_out(t) = r_out(t+1) on the same trajectories.
+    loss over that of the identity r̂_out(t) = r_out(t+1) on the same trajectories;
+    `train/params_trained`, and that as a share of the UNet's, `train/params_share`; and
+    `train/bytes_peak`, the memory held at the most, see `footprint.peak_memory`.
 
     Args:
         teacher: the model, and how it will be sampled from: steps, scheduler, guidance.
@@ -85,6 +88,7 @@ class ClockworkModule(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         self.teacher.to(self.device)
+        peak_memory(self.device, restart=True)
         if self.store_folder is not None:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             if data.distinct is None:
@@ -116,6 +120,15 @@ class ClockworkModule(lightning.LightningModule):
         self.log("train/loss", loss, batch_size=size)
         self.log("train/loss_relative", loss.detach() / plain, batch_size=size)
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        trained = sum(p.numel() for p in self.adaptor.parameters())
+        of = sum(p.numel() for p in self.teacher.unet.parameters())
+        found = {"params_trained": trained, "params_share": trained / of}
+        found["bytes_peak"] = peak_memory(self.device)
+        # As float64, which holds them exactly.
+        values = {f"train/{k}": torch.tensor(v, dtype=torch.float64) for k, v in found.items()}
+        self.log_dict(values, batch_size=len(batch["prompt"]))
 
     def export(self, folder: Path, data: Any) -> None:
         """Write `adaptor.safetensors`, which `method.clockwork.predictor` takes."""

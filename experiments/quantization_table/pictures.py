@@ -1,4 +1,4 @@
-"""The first pictures of five kinds of quantization, unpicked: `pictures.png` beside this file.
+"""The first pictures of six kinds of quantization, unpicked: `pictures.png` beside this file.
 
     python experiments/quantization_table/pictures.py [FOLDER]
 
@@ -19,8 +19,9 @@ ROWS = {
     "full": "full precision",
     "w8a8": "W8A8",
     "w4a8": "W4A8",
+    "mixed, size of w4": "mixed bits",
     "lrqat w4 0": "W4, LR-QAT",
-    "vq2d 2.125": "VQ, 2.125 bits",
+    "vq1d 2.125": "VQ, 2.125 bits",
 }
 
 

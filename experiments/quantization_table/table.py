@@ -32,7 +32,10 @@ BARS = [
         (name, "full, 16 steps")
         for name in (
             *("w8a8 last block a16", "w8a8 last block a16, gptq"),
+            "w8a8 last block a16, three layers w16",
             *("w8a8 last block and feed-forward a16", "w8a16"),
+            "w8a8 last block and feed-forward a16, three layers w16",
+            "w8a8 last block and feed-forward a16, three layers w16, gptq",
         )
     ),
     *((f"lrqat w4 {seed}", f"lsq w4 {seed}") for seed in (0, 1)),
@@ -147,11 +150,27 @@ def figures(rows: Rows) -> dict[str, Figure]:
     made = {"front.png": plot_front(points, BOPS, ERROR)} if points else {}
     if of(rows, "sqnr"):
         maps = {name: by_layer(rows, name) for name in ("W4", "A8", "A4")}
-        layers = list(maps["W4"])
+        layers = sorted(maps["W4"], key=_place)
         times = sorted({row["timestep"] for row in of(rows, "sqnr")}, reverse=True)
         titles = {name: [found[layer] for layer in layers] for name, found in maps.items()}
-        made["sqnr.png"] = layers_figure(titles, layers, times)
+        blocks = [_block(layer) for layer in layers]
+        labels = [block if block not in blocks[:row] else "" for row, block in enumerate(blocks)]
+        made["sqnr.png"] = layers_figure(titles, labels, times, height=0.04)
     return made
+
+
+def _block(layer: str) -> str:
+    """The block that a layer is in; the embedding of time stands with the first convolution."""
+    first, number, *_ = [*layer.split("."), ""]
+    return {"time_embedding": "conv_in"}.get(
+        first, f"{first}.{number}" if number.isdigit() else first
+    )
+
+
+def _place(layer: str) -> int:
+    """Where in a pass a part of the UNet comes."""
+    parts = ("conv_in", "time_embedding", "down_blocks", "mid_block", "up_blocks", "conv_out")
+    return parts.index(layer.partition(".")[0])
 
 
 def derived(rows: Rows, cells: Path) -> Rows:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from test_train import STATE, assert_same_bits, checkpoint
 
 from edgegen.commands import generate
@@ -82,7 +83,12 @@ def test_from_training_to_pictures(typed: list[str], tiny_pipeline_folder: Path)
     train(typed, "first", 3, *PLAIN, "module.store=store")
     train(typed, "run", 3, "module.weights=first/model/adaptor.safetensors", "module.clock=3")
     metrics = json.loads(Path("run/metrics.json").read_text())
-    assert metrics.keys() == {"train/loss", "train/loss_relative", "train/steps"}
+    told = {"loss", "loss_relative", "steps", "params_trained", "params_share", "bytes_peak"}
+    assert metrics.keys() == {f"train/{name}" for name in told}
+    assert metrics["train/params_trained"] == sum(
+        value.numel() for value in load_file("run/model/adaptor.safetensors").values()
+    )
+    assert metrics["train/bytes_peak"] > 1e8  # of a process with torch in it
     assert 0 < metrics["train/loss_relative"] < 2
     drawn = {}
     for name in ("identity", "run/model/adaptor.safetensors"):
