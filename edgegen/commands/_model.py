@@ -11,9 +11,11 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from omegaconf import DictConfig
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from ..api import load
+from ..pipelines.layout import channels_last
 from ..pipelines.load import OPTIONS
 
 
@@ -23,7 +25,7 @@ def load_options(cfg: DictConfig) -> dict[str, Any]:
 
 
 def load_model(cfg: DictConfig, device: str) -> DiffusionPipeline:
-    """The pipeline of `cfg.model` with `cfg.scheduler`, in silence, without a progress bar.
+    """The pipeline of `cfg.model` with `cfg.scheduler`: in silence, no progress bar, channels last.
 
     Raises ValueError or FileNotFoundError, naming the option.
     """
@@ -41,6 +43,9 @@ def load_model(cfg: DictConfig, device: str) -> DiffusionPipeline:
         names = "|".join(OPTIONS)
         raise type(error)(re.sub(rf"(?<![\w.])({names})=", r"model.\1=", str(error))) from error
     pipe.set_progress_bar_config(disable=True)
+    for name in ("unet", "vae"):
+        if isinstance(net := getattr(pipe, name, None), nn.Module):
+            channels_last(net)
     return pipe
 
 

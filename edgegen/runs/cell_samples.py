@@ -24,6 +24,7 @@ from ..metrics.quality.efflite0 import EffLite0
 from ..metrics.quality.paired import paired_errors
 from ..metrics.quality.pictures import as_floats
 from ..metrics.quality.truths import pipeline_truths
+from ..pipelines.layout import channels_last
 from .finished import Row, from_csv
 from .fronts import hypervolume_gain
 from .pictures import grid, picture_name, read_settings
@@ -295,6 +296,7 @@ def _truth(
     _, asked = _pictures(folder, seed)
     pipe = load(config["model"]["source"])
     pipe.set_progress_bar_config(disable=True)
+    channels_last(pipe.unet)
     truth = pipeline_truths(
         pipe,
         [each["prompt"] for each in asked],

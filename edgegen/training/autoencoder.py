@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..losses.reconstruction import kl_to_standard_normal, psnr, reconstruction_loss
 from ..pipelines.latents import fold_latent_moments, latent_moments
+from ..pipelines.layout import channels_last
 from ..pipelines.parts import autoencoder
 from ..pipelines.save import replaced_folder
 from .optimization import optimizer_and_schedule, step_generator
@@ -46,7 +47,7 @@ class AutoencoderModule(lightning.LightningModule):
         if decoder_only:
             model.encoder.requires_grad_(False)
             model.quant_conv.requires_grad_(False)
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = channels_last(model)
         self.optimizer_options, self.kl, self.seed = optimizer, kl, seed
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:

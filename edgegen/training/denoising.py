@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from ..losses.diffusion import denoising_loss, diffuse, shift_time
+from ..pipelines.layout import channels_last
 from ..pipelines.save import save_embedded
 from .optimization import optimizer_and_schedule, step_generator
 
@@ -39,8 +40,7 @@ def text_encoder_of(clip: CLIPModel | CLIPTextModel) -> CLIPTextModel:
 
 def frozen(net: nn.Module) -> nn.Module:
     """A network that is learned from: in evaluation mode, without gradients, channels last."""
-    net = net.requires_grad_(False).eval()
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return channels_last(net.requires_grad_(False).eval())
 
 
 class DenoisingModule(lightning.LightningModule):
@@ -81,7 +81,7 @@ class DenoisingModule(lightning.LightningModule):
         super().__init__()
         if not shift > 0:
             raise ValueError(f"module.shift={shift}: must be above 0; 1 draws all steps alike")
-        self.unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.unet = channels_last(unet)
         if eager_attention:
             self.unet.set_attn_processor(AttnProcessor())
         self.text_encoder = text_encoder_of(clip).requires_grad_(text_lr is not None)

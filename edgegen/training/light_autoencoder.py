@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..losses.reconstruction import psnr, reconstruction_loss
+from ..pipelines.layout import channels_last
 from ..pipelines.save import replaced_folder
 from .denoising import frozen
 from .optimization import optimizer_and_schedule
@@ -52,7 +53,7 @@ class LightAutoencoderModule(lightning.LightningModule):
                 f"module.model: has {own[0]} latent channels and {own[1]} levels, the teacher "
                 f"{theirs[0]} and {theirs[1]}: must be the same"
             )
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = channels_last(model)
         self._teacher: tuple[Any] = (frozen(teacher),)
         self.optimizer_options, self.weight = optimizer, latents
 

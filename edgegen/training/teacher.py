@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..api import load
 from ..pipelines.architectures import architecture, build
+from ..pipelines.layout import channels_last
 from ..pipelines.load import DTYPES, OPTIONS
 from ..pipelines.schedulers import make_scheduler, scheduler_config
 from ..reuse.adaptor import text_width
@@ -87,7 +88,7 @@ class Teacher:
                 )
             self.unet, current, self.pipe = pipe.unet, pipe.scheduler, pipe
             self._factor = pipe.vae_scale_factor
-        self.unet.requires_grad_(False).eval()
+        channels_last(self.unet.requires_grad_(False).eval())
         self.scheduler = make_scheduler(scheduler, current)
         try:
             self.scheduler.set_timesteps(steps)
