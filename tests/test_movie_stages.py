@@ -72,7 +72,8 @@ def test_what_is_kept_is_a_ratio_over_the_same_pairs(tmp_path: Path) -> None:
     (tmp_path / "times").mkdir()
     measured = {f"cost/{part}_seconds_per_frame": 0.5 for part in (*CODE.PARTS.values(), "rest")}
     measured |= {f"cost/{part}_tflops_conv_linear": 2.0 for part in CODE.PARTS.values()}
-    measured |= {f"{CODE.FASTER}{end}": 11.0 for end in ("", "_lo", "_hi")}
+    faster = (CODE.FASTER, "cost/frame_times_faster")
+    measured |= {f"{name}{end}": 11.0 for name in faster for end in ("", "_lo", "_hi")}
     (tmp_path / "times" / "results.csv").write_text(to_csv([{"name": "base"} | measured]))
     rows += [{"stage": "clips", "name": "base", "cell": "gone", "video/regret": 0.1}]
     rows += [{"stage": "times", "seed": 0, "cell": "times"}]

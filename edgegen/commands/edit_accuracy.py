@@ -78,7 +78,8 @@ def main(cfg: DictConfig, run: Run) -> None:
                 write_png(run.dir / f"results_{group}.png", sheet, {})
     write_atomic(run.dir / "scores.csv", to_csv(rows))
     if cfg.log_looks and cfg.split == "test":
-        _log_look(settings, found)
+        seen = {"vae": cfg.model.get("vae") or "", "renderer": cfg.renderer or ""}
+        _log_look(settings, seen, found)
     print(_table(found))
     print(f"{cfg.split} half of the held-out subjects; 95 % intervals over subjects")
 
@@ -141,13 +142,18 @@ def _rows(scored: EditScore, asks: Sequence[Ask], group: str, seed: int) -> list
     ]
 
 
-def _log_look(settings: Mapping[str, Any], found: Mapping[str, Mapping[str, float]]) -> None:
+def _log_look(
+    settings: Mapping[str, Any],
+    seen: Mapping[str, str],
+    found: Mapping[str, Mapping[str, float]],
+) -> None:
     for group, metrics in found.items():
         log_look(
             {
                 "command": "edit_accuracy",
                 "model": Path(settings["model"]).name,
                 **{key: settings[key] for key in _LOGGED},
+                **seen,
                 "group": group,
                 "pairs": metrics[f"quality/pairs_{group}"],
                 **{name: f"{metrics[f'quality/{name}_{group}']:.4f}" for name in _SHARES},

@@ -68,11 +68,11 @@ def main(cfg: DictConfig, run: Run) -> None:
         for each in timed.values():
             each.row |= work.counted(each)
         readings = _measured(cfg, timed, work)
-    if memory:
-        for each in timed.values():
-            each.row |= _memory(cfg, each)
     rows = [_row(name, each, readings, timed, cfg.frames) for name, each in timed.items()]
     write_atomic(run.dir / "results.csv", to_csv(rows))
+    if memory:
+        rows = [row | _memory(cfg, each) for row, each in zip(rows, timed.values(), strict=True)]
+        write_atomic(run.dir / "results.csv", to_csv(rows))
     run.log({"cost/rounds": cfg.rounds})
     text = _table(rows) + "\n"
     write_atomic(run.dir / "times.txt", text)
@@ -162,7 +162,7 @@ def _row(
     ours, theirs = (_seconds(readings, model) for model in (name, next(iter(timed))))
     for part, values in ours.items():
         row |= timing(values / frames).metrics(f"cost/{part}_seconds_per_frame")
-    for part in ("networks", "unet"):
+    for part in ("networks", "unet", "frame"):
         ratio = paired_ratio(theirs[part], ours[part])
         ends = {"": ratio.value, "_lo": ratio.low, "_hi": ratio.high}
         row |= {f"cost/{part}_times_faster{end}": value for end, value in ends.items()}
@@ -170,10 +170,10 @@ def _row(
 
 
 def _seconds(readings: Sequence[Reading], name: str) -> dict[str, np.ndarray]:
-    """Of one model in each round: by part, of the three together, and of all else."""
+    """Of one model in each round: by part, of the three together, of all else, and of all."""
     found = {part: series(readings, name, part) for part in PARTS.values()}
-    networks = np.sum(list(found.values()), axis=0)
-    return found | {"networks": networks, "rest": series(readings, name) - networks}
+    networks, frame = np.sum(list(found.values()), axis=0), series(readings, name)
+    return found | {"networks": networks, "rest": frame - networks, "frame": frame}
 
 
 def _table(rows: Sequence[Row]) -> str:

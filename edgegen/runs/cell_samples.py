@@ -204,8 +204,8 @@ def difference_rows(
 ) -> list[Row]:
     """Rows of a stage, named `pair`: the means of `metrics` of a first row less those of a second.
 
-    Pairs whose cells are not on disk are left out, and so are samples of which a metric says
-    nothing (NaN).
+    Pairs whose cells are not on disk are left out, and so are metrics that a row lacks, and samples
+    of which a metric says nothing (NaN).
 
     Args:
         cluster: of a prompt, what its samples share that are no independent ones.
@@ -216,6 +216,8 @@ def difference_rows(
             continue
         found: Row = {"stage": stage, "pair": name}
         for metric in metrics:
+            if not all(row.get(metric) is not None for row in (first, second)):
+                continue
             (ours, asked), (theirs, same) = (
                 read_scores(cells / row["cell"], metric) for row in (first, second)
             )
@@ -228,6 +230,30 @@ def difference_rows(
                 found |= _columns(f"{metric}_change", estimate)
         made.append(found)
     return made
+
+
+def renewed(
+    rows: Sequence[Row],
+    stage: str,
+    found: Sequence[Row],
+    parts: Mapping[str, Sequence[Row]],
+    key: str = "pair",
+) -> list[Row]:
+    """The rows, those of a stage renewed: what was found, and else what was kept of the same cells.
+
+    Figures of cells that have been run anew since would stand beside others than they are of.
+
+    Args:
+        found: the stage's rows, as far as they could be computed here.
+        parts: by name, the rows that each is of, in the order of the result.
+        key: the column that holds the name. Their cells are kept as `cells`.
+    """
+    cells = {name: " ".join(str(row.get("cell")) for row in each) for name, each in parts.items()}
+    known = {row[key]: row for row in rows if row["stage"] == stage}
+    known = {name: row for name, row in known.items() if row.get("cells") == cells.get(name)}
+    known |= {row[key]: row | {"cells": cells[row[key]]} for row in found}
+    others = [row for row in rows if row["stage"] != stage]
+    return others + [known[name] for name in parts if name in known]
 
 
 def first_pictures(cells: Path, rows: Mapping[str, Row], columns: int = 7) -> Image.Image:

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from edgegen.runs.cell_samples import difference_rows
+from edgegen.runs.cell_samples import difference_rows, renewed
 from edgegen.runs.tables import Score, make_table, score_text
 
 COST, ALL, ERROR, FEATURES = (
@@ -138,7 +138,4 @@ def derived(rows: Rows, cells: Path) -> Rows:
         for better, worse, *_ in [*PUBLISHED, *EXPECTED]
         if better in named and worse in named
     }
-    found = difference_rows(cells, "pairs", pairs, [ERROR])
-    kept = {row["pair"]: row for row in rows if row["stage"] == "pairs"}
-    kept |= {row["pair"]: row for row in found}
-    return [row for row in rows if row["stage"] != "pairs"] + list(kept.values())
+    return renewed(rows, "pairs", difference_rows(cells, "pairs", pairs, [ERROR]), pairs)

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from edgegen.runs.cell_samples import add_latency, difference_rows
+from edgegen.runs.cell_samples import add_latency, difference_rows, renewed
 from edgegen.runs.pareto import Point, plot_front
 from edgegen.runs.tables import make_table, pairs_table
 
@@ -80,10 +80,7 @@ def derived(rows: Rows, cells: Path) -> Rows:
         for less, more in PAIRS
         if less in named and more in named
     }
-    found = difference_rows(cells, "pairs", pairs, [CHANGE])
-    kept = {row["pair"]: row for row in of(rows, "pairs")}
-    kept |= {row["pair"]: row for row in found}
-    return [row for row in rows if row["stage"] != "pairs"] + list(kept.values())
+    return renewed(rows, "pairs", difference_rows(cells, "pairs", pairs, [CHANGE]), pairs)
 
 
 def _label(row: dict[str, Any]) -> tuple[str, str] | None:

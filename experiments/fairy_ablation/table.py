@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from edgegen.runs.cell_samples import difference_rows
+from edgegen.runs.cell_samples import difference_rows, renewed
 from edgegen.runs.pareto import Point, plot_front
 from edgegen.runs.tables import Better, make_table
 
@@ -89,11 +89,8 @@ def derived(rows: Rows, cells: Path) -> Rows:
         for name, (first, second) in PAIRS.items()
         if first in named and second in named
     }
-    kept = {row["pair"]: row for row in rows if row["stage"] == "pairs"}
     found = difference_rows(cells, "pairs", pairs, TESTED, lambda prompt: prompt.split(":")[0])
-    kept |= {row["pair"]: row for row in found}
-    in_order = [kept[name] for name in PAIRS if name in kept]
-    return [row for row in rows if row["stage"] != "pairs"] + in_order
+    return renewed(rows, "pairs", found, pairs)
 
 
 def clips(rows: Rows) -> Rows:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from edgegen.metrics.quality.bootstrap import ratio_interval
-from edgegen.runs.cell_samples import read_scores
+from edgegen.runs.cell_samples import read_scores, renewed
 from edgegen.runs.finished import from_csv
 from edgegen.runs.tables import make_table
 
@@ -48,7 +48,7 @@ def embedded(rows: list[Row]) -> str:
     """What each stage of the embedded editor does, keeps, costs and takes."""
     accuracy, clips = of(rows, "accuracy"), of(rows, "clips")
     if not accuracy or not clips:
-        return "# Embedded\n\nNot run yet.\n"
+        return "\n".join(["# Embedded\n\nNot run yet.\n", cost(of(rows, "parts"))])
     better: Any = {name: "higher" for name in ACCURACY}
     parts = ["# Embedded: accuracy on held-out pairs", ""]
     parts += [make_table(accuracy, ["name"], [], ACCURACY, better).markdown()]
@@ -71,6 +71,7 @@ def cost(rows: list[Row]) -> str:
     heads = ["stage", *(f"{name}, GFLOPs" for name in PARTS), "whole frame", "times fewer"]
     work = [_pipes(heads), _pipes(["---"] + ["---:"] * (len(heads) - 1))]
     heads = ["stage", *(f"{name}, ms" for name in (*PARTS, "rest")), "times faster", "95 %"]
+    heads += ["with the rest", "95 %"]
     time = [_pipes(heads), _pipes(["---"] + ["---:"] * (len(heads) - 1))]
     heads = ["stage", *(f"{name}, MB: weights + call" for name in PARTS)]
     memory = [_pipes(heads), _pipes(["---"] + ["---:"] * (len(heads) - 1))]
@@ -80,7 +81,9 @@ def cost(rows: list[Row]) -> str:
         work.append(_pipes(cells))
         taken = [f"cost/{slug}_seconds_per_frame" for slug in (*PARTS.values(), "rest")]
         cells = [row["name"], *(f"{1000 * row[key]:.3g}" for key in taken)]
-        cells += [f"{row[FASTER]:.1f}", f"[{row[f'{FASTER}_lo']:.1f}, {row[f'{FASTER}_hi']:.1f}]"]
+        for faster in (FASTER, "cost/frame_times_faster"):
+            low, high = row.get(f"{faster}_lo"), row.get(f"{faster}_hi")
+            cells += [f"{row[faster]:.1f}", "–" if low is None else f"[{low:.1f}, {high:.1f}]"]
         time.append(_pipes(cells))
         if row.get("cost/unet_rise_mb") is not None:
             held = [
@@ -91,23 +94,29 @@ def cost(rows: list[Row]) -> str:
     return "\n".join(
         ["# Embedded: work of a frame", "", *work, ""]
         + ["# Embedded: time of a frame", "", *time, ""]
-        + ["Times faster: of the three networks together. Rest: noise, scheduler, files.", ""]
+        + ["Times faster: the three networks of a frame together. Rest: the text, once a clip, "
+           "noise, scheduler, reading and writing files, and their checksums.", ""]
         + (["# Embedded: memory", "", *memory, ""] if len(memory) > 2 else [])
     )
 
 
 def derived(rows: list[Row], cells: Path) -> list[Row]:
     """Rows `kept` (accuracy as a share of the base's) and `parts` (what `edit_times` measured)."""
-    kept, parts = of(rows, "kept"), of(rows, "parts")
-    accuracy = [row for row in of(rows, "accuracy") if _file(cells, row, "scores.csv")]
+    accuracy, parts = of(rows, "accuracy"), of(rows, "parts")
     base = next((row for row in accuracy if row["name"] == "base"), None)
     if base is not None:
-        kept = [_kept(cells, row, base) for row in accuracy]
+        found = [
+            _kept(cells, row, base)
+            for row in accuracy
+            if all(_file(cells, each, "scores.csv") for each in (row, base))
+        ]
+        pairs = {row["name"]: (row, base) for row in accuracy}
+        rows = renewed(rows, "kept", found, pairs, key="name")
     for row in of(rows, "times"):
         if _file(cells, row, "results.csv"):
             text = (cells / row["cell"] / "results.csv").read_text(encoding="utf-8")
             parts = [{"stage": "parts"} | each for each in from_csv(text)]
-    return [row for row in rows if row["stage"] not in ("kept", "parts")] + kept + parts
+    return [row for row in rows if row["stage"] != "parts"] + parts
 
 
 def _kept(cells: Path, row: Row, base: Row) -> Row:

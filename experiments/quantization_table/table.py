@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from edgegen.runs.cell_samples import add_latency, difference_rows
+from edgegen.runs.cell_samples import add_latency, difference_rows, renewed
 from edgegen.runs.pareto import Point, plot_front
 from edgegen.runs.sensitivity_report import decibels, layers_figure
 from edgegen.runs.tables import make_table, pairs_table
@@ -40,8 +40,6 @@ BARS = [
     ),
     *((f"lrqat w4 {seed}", f"lsq w4 {seed}") for seed in (0, 1)),
     *((f"lrqat w4 r8 {seed}", f"lsq w4 {seed}") for seed in (0, 1)),
-    *((f"lrqat w3 {seed}", f"lsq w3 {seed}") for seed in (0, 1)),
-    *((f"lrqat w4a8 {seed}", "w4a8 gptq") for seed in (0, 1)),
     ("mixed, size of w4", "w4a8"),
     ("w4a8 bias correction", "w4a8"),
     ("lrqat w4 0", "w4a16 gptq"),
@@ -97,13 +95,18 @@ def noise(rows: Rows) -> str:
         for name in names
         if whole[0][name] is not None
     )
-    lines = [f"All layers: {together}. Alone, the worst of each kind, averaged over timesteps:", ""]
+    lines = [f"All layers: {together}. Alone, the worst of each kind, of mean noise:", ""]
     lines += ["| | layer | dB |", "| --- | --- | ---: |"]
     for name in SQNR:
-        means = {layer: sum(dbs) / len(dbs) for layer, dbs in by_layer(rows, name).items()}
+        means = {layer: mean_noise(dbs) for layer, dbs in by_layer(rows, name).items()}
         worst = sorted(means, key=means.__getitem__)[:3]
         lines += [f"| {name} | `{layer}` | {means[layer]:.1f} |" for layer in worst]
     return "\n".join(lines) + "\n"
+
+
+def mean_noise(ratios: list[float]) -> float:
+    """The ratio, in dB, of the noise averaged over timesteps."""
+    return decibels(sum(10 ** (-each / 10) for each in ratios) / len(ratios))
 
 
 def by_layer(rows: Rows, name: str) -> dict[str, list[float]]:
@@ -182,16 +185,13 @@ def derived(rows: Rows, cells: Path) -> Rows:
         for less, more in BARS
         if less in named and more in named
     }
-    found = difference_rows(cells, "pairs", pairs, [ERROR])
-    kept = {row["pair"]: row for row in of(rows, "pairs")}
-    kept |= {row["pair"]: row for row in found}
+    rows = renewed(rows, "pairs", difference_rows(cells, "pairs", pairs, [ERROR]), pairs)
     kept_noise = of(rows, "sqnr")
     for row in of(rows, "layers"):
         file = cells / str(row["cell"]) / "sensitivity.json"
         if file.is_file():
             kept_noise = sqnr_rows(json.loads(file.read_text(encoding="utf-8")))
-    rest = [row for row in rows if row["stage"] not in ("pairs", "sqnr")]
-    return [*rest, *kept.values(), *kept_noise]
+    return [*(row for row in rows if row["stage"] != "sqnr"), *kept_noise]
 
 
 def timed(row: dict[str, Any]) -> tuple[str, str] | None:

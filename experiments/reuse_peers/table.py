@@ -12,6 +12,7 @@ from edgegen.runs.cell_samples import (
     add_latency,
     difference_rows,
     front_rows,
+    renewed,
     time_ratio_rows,
 )
 from edgegen.runs.distance_samples import SLACK, slack_rows
@@ -141,13 +142,13 @@ def derived(rows: Rows, cells: Path) -> Rows:
         for rival in named
         if name in named and rival.startswith(RIVALS)
     }
-    rows = kept_or(rows, difference_rows(cells, "pairs", pairs, [ERROR]), "pairs")
+    rows = renewed(rows, "pairs", difference_rows(cells, "pairs", pairs, [ERROR]), pairs)
     far = {row["row"]: row for row in of(rows, "distances")}
     if {"8 plain", "4 plain"} <= far.keys():
         bars = {
             name: (far[name], far["8 plain"], far["4 plain"]) for name in far if name in LEARNED
         }
-        rows = kept_or(rows, slack_rows(cells, bars, 0.1), "slacks")
+        rows = renewed(rows, "slacks", slack_rows(cells, bars, 0.1), bars)
     rows = add_latency(rows, cells, "latency", "steps", _label)
     same = {"ours, identity / DeepCache": ("ours_after_upsampler", "deepcache_2_b2")}
     if times := time_ratio_rows(rows, cells, "latency", "steps", "8", same):
@@ -163,12 +164,6 @@ def derived(rows: Rows, cells: Path) -> Rows:
     corner = max(plain, key=lambda row: row[COST]), max(plain, key=lambda row: row[ERROR])
     found = front_rows(rows, cells, sets, cost=COST, error=ERROR, corner=corner)
     return [row for row in rows if row["stage"] != "fronts"] + found
-
-
-def kept_or(rows: Rows, found: Rows, stage: str) -> Rows:
-    """The rows with those that were found in place of the same pairs' of a stage."""
-    kept = {row["pair"]: row for row in of(rows, stage)} | {row["pair"]: row for row in found}
-    return [row for row in rows if row["stage"] != stage] + list(kept.values())
 
 
 def _label(row: dict[str, Any]) -> tuple[str, str] | None:

@@ -16,6 +16,7 @@ from edgegen.runs.cell_samples import (
     difference_rows,
     front_rows,
     read_scores,
+    renewed,
     time_ratio_rows,
 )
 from edgegen.runs.pictures import write_png
@@ -33,7 +34,8 @@ def cell(root, name, values, prompts=None):
         for place, value in enumerate(values):
             prompt = f"a, {place}" if prompts is None else prompts[place]
             writer.writerow([f"images/{place:06}.png", prompt, 0, repr(float(value))])
-    return {"stage": "rows", "row": name, "cell": name, "cost": 1.0}
+    mean = float(sum(values) / len(values))
+    return {"stage": "rows", "row": name, "cell": name, "cost": 1.0, ERROR: mean}
 
 
 def test_scores_are_read_back(tmp_path):
@@ -60,9 +62,25 @@ def test_differences_are_paired(tmp_path):
     assert found[2] == gone  # what a fresh clone has of it stays
     (pair,) = difference_rows(tmp_path, "pairs", {"a": (row, base), "b": (gone, base)}, [ERROR])
     assert pair[f"{ERROR}_change"] == found[1][f"{ERROR}_vs_base"]
+    lacking = dict(row) | {"another": None}
+    assert difference_rows(tmp_path, "pairs", {"a": (lacking, base)}, ["another"]) == [
+        {"stage": "pairs", "pair": "a"}
+    ]
     other = cell(tmp_path, "other", noise, prompts=["b"] * 40)
     with pytest.raises(ValueError, match="other prompts"):
         difference_rows(tmp_path, "pairs", {"a": (row, other)}, [ERROR])
+
+
+def test_what_is_kept_is_of_the_cells_that_stand_there():
+    rows = [{"stage": "rows", "row": name, "cell": f"r{name}"} for name in "abc"]
+    a, b, c = rows
+    parts = {"a < b": (a, b), "b < c": (b, c)}
+    first = renewed(rows, "pairs", [{"stage": "pairs", "pair": each} for each in parts], parts)
+    assert first[:3] == rows
+    assert [row["cells"] for row in first[3:]] == ["ra rb", "rb rc"]
+    assert renewed(first, "pairs", [], parts) == first  # where no cell is on disk
+    c["cell"] = "anew"
+    assert [row["pair"] for row in renewed(first, "pairs", [], parts)[3:]] == ["a < b"]
 
 
 def test_fronts(tmp_path):
