@@ -94,8 +94,11 @@ def cost(rows: list[Row]) -> str:
     return "\n".join(
         ["# Embedded: work of a frame", "", *work, ""]
         + ["# Embedded: time of a frame", "", *time, ""]
-        + ["Times faster: the three networks of a frame together. Rest: the text, once a clip, "
-           "noise, scheduler, reading and writing files, and their checksums.", ""]
+        + [
+            "Times faster: the three networks of a frame together. Rest: the text, once a clip, "
+            "noise, scheduler, reading and writing files, and their checksums.",
+            "",
+        ]
         + (["# Embedded: memory", "", *memory, ""] if len(memory) > 2 else [])
     )
 
