@@ -25,6 +25,13 @@ def check(folder: Path) -> None:
     code = table_code(folder)
     table = (folder / "table.md").read_text(encoding="utf-8")
     assert code.table(rows) == table, f"{folder}: table.md is not what table.py makes"
+    cells = {row.get("cell"): row for row in rows}
+    for pair in (row for row in rows if row["stage"] == "pairs"):
+        first, second = (cells[name] for name in pair["cells"].split())
+        for key in (key for key in pair if key.endswith("_change") and pair[key] is not None):
+            metric = key.removesuffix("_change")
+            if {first[f"{metric}_n"], second[f"{metric}_n"]} == {pair[f"{key}_n"]}:
+                assert first[metric] - second[metric] == pytest.approx(pair[key], abs=1e-9), pair
     for name in code.figures(rows):
         assert (folder / name).is_file(), f"{folder}: {name} is missing"
     for picture in folder.glob("*.png"):

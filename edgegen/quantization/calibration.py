@@ -91,6 +91,30 @@ def draw_calls(pipe: Any, parts: Sequence[str], settings: CalibrationSpec) -> li
         ValueError: it cannot run on prompts, or on prompts and pictures.
         FileNotFoundError: no such picture.
     """
+    _check_runs(pipe, settings)
+    pictures = _pictures(pipe, settings)
+    make = partial(_draw, pipe, parts, settings, pictures)
+    if settings.store is None:
+        return make()
+    return kept_calls(settings.store, about_calls(pipe, parts, settings), make, pipe.device)
+
+
+def about_calls(pipe: Any, parts: Sequence[str], settings: CalibrationSpec) -> dict[str, Any]:
+    """All that the result of `draw_calls` depends on; it raises what that does."""
+    _check_runs(pipe, settings)
+    pictures = _pictures(pipe, settings)
+    return {
+        "pipeline": pipeline_digest(pipe),
+        "class": type(pipe).__name__,
+        "scheduler": [type(pipe.scheduler).__name__, scheduler_config(pipe.scheduler)],
+        "parts": sorted(parts),
+        "settings": asdict(replace(settings, images=(), store=None)),
+        "pictures": [hashlib.sha256(each.tobytes()).hexdigest() for each in pictures],
+        "versions": [torch.__version__, version("diffusers")],
+    }
+
+
+def _check_runs(pipe: Any, settings: CalibrationSpec) -> None:
     taken = inspect.signature(pipe.__call__).parameters if callable(pipe) else {}
     if "prompt" not in taken or isinstance(pipe, nn.Module):
         raise ValueError(
@@ -104,20 +128,6 @@ def draw_calls(pipe: Any, parts: Sequence[str], settings: CalibrationSpec) -> li
         )
     if settings.images and "image" not in taken:
         raise ValueError(f"calibration.images: {type(pipe).__name__} edits no pictures")
-    pictures = _pictures(pipe, settings)
-    make = partial(_draw, pipe, parts, settings, pictures)
-    if settings.store is None:
-        return make()
-    about = {
-        "pipeline": pipeline_digest(pipe),
-        "class": type(pipe).__name__,
-        "scheduler": [type(pipe.scheduler).__name__, scheduler_config(pipe.scheduler)],
-        "parts": sorted(parts),
-        "settings": asdict(replace(settings, images=(), store=None)),
-        "pictures": [hashlib.sha256(each.tobytes()).hexdigest() for each in pictures],
-        "versions": [torch.__version__, version("diffusers")],
-    }
-    return kept_calls(settings.store, about, make, pipe.device)
 
 
 def _pictures(pipe: Any, settings: CalibrationSpec) -> list[Image.Image]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
@@ -12,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
 from ..cost import cost_mode
-from .calibration import draw_calls
+from .calibration import about_calls, draw_calls
 from .calls import Call
 from .choice import parts_of
 from .modules import Quantized
@@ -21,6 +22,9 @@ from .spec import CalibrationSpec, changed
 ENGINES = ("inductor", "simulated")
 _INPUTS = ("sample", "timestep", "encoder_hidden_states")
 _BITS = {"weight_bits": 8.0, "act_bits": 8.0}
+
+# UNet → what was executed last in its place, and what that depends on.
+_LAST: WeakKeyDictionary[nn.Module, tuple[list[Any], Executor]] = WeakKeyDictionary()
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """What a UNet takes: samples (B, C, H, W), timesteps (B,), text features (B, S, D)."""
@@ -41,7 +45,8 @@ def executed(
             pipe(["a fox"] * 4)
 
     Weights by output channel, inputs by whole tensors, as `X86InductorQuantizer` of torchao has it.
-    The first call compiles, which takes minutes. One graph is made, of `batch` samples: calls with
+    The first call compiles, which takes minutes; entered again with the same pipeline, weights and
+    settings, it goes on with what it compiled. One graph is made, of `batch` samples: calls with
     more are cut up, those with fewer filled up.
 
     Args:
@@ -68,9 +73,7 @@ def executed(
             raise ValueError(f"unet.{name} is quantized already")
     if unet.device.type != "cpu":
         raise ValueError(f"engine={engine}: runs on the CPU, and the UNet is on {unet.device}")
-    if calls is None:
-        calls = draw_calls(target, ("unet",), settings)
-    executor = Executor(int8_graph(unet, inputs_of(calls, batch)), batch, engine == "inductor")
+    executor = _executor(unet, target, engine, batch, settings, calls)
     forward, own = unet.forward, unet.__dict__.get("forward")
 
     def run(*args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
@@ -91,6 +94,27 @@ def executed(
         unet.forward = run
         stack.callback(_put_back, unet, own)
         yield executor
+
+
+def _executor(
+    unet: Any,
+    target: Any,
+    engine: str,
+    batch: int,
+    settings: CalibrationSpec,
+    calls: Iterable[Call] | None,
+) -> Executor:
+    compiled = engine == "inductor"
+    if calls is not None:
+        return Executor(int8_graph(unet, inputs_of(calls, batch)), batch, compiled)
+    parts = ("unet",)
+    key = [engine, batch, about_calls(target, parts, settings)]
+    last = _LAST.get(unet)
+    if last is None or last[0] != key:
+        calls = draw_calls(target, parts, settings)
+        last = key, Executor(int8_graph(unet, inputs_of(calls, batch)), batch, compiled)
+        _LAST[unet] = last
+    return last[1]
 
 
 class Executor:

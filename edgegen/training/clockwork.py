@@ -21,7 +21,7 @@ from ..reuse.unrolling import (
 )
 from ..sampling.trajectories import TrajectoryStore
 from .footprint import peak_memory
-from .optimization import optimizer_and_schedule
+from .optimization import exact, optimizer_and_schedule
 from .teacher import Teacher
 
 FILE = "adaptor.safetensors"
@@ -126,8 +126,7 @@ class ClockworkModule(lightning.LightningModule):
         of = sum(p.numel() for p in self.teacher.unet.parameters())
         found = {"params_trained": trained, "params_share": trained / of}
         found["bytes_peak"] = peak_memory(self.device)
-        # As float64, which holds them exactly.
-        values = {f"train/{k}": torch.tensor(v, dtype=torch.float64) for k, v in found.items()}
+        values = {f"train/{k}": exact(v, self.device) for k, v in found.items()}
         self.log_dict(values, batch_size=len(batch["prompt"]))
 
     def export(self, folder: Path, data: Any) -> None:

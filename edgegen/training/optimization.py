@@ -159,3 +159,8 @@ def step_generator(module: lightning.LightningModule, seed: int, batch_idx: int)
     # PyTorch seeds its CPU generator with the lowest 32 bits: spread the seeds over those.
     number = seed * 0x9E3779B9 + trainer.global_step * 1024 + slot
     return torch.Generator(module.device).manual_seed(number % 2**32)
+
+
+def exact(number: float, device: torch.device) -> torch.Tensor:
+    """For a log: a count as float64, where float32 would round it; not on mps, which has none."""
+    return torch.tensor(number, dtype=torch.float32 if device.type == "mps" else torch.float64)

@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from ..quantization import Call, Spec, parse_spec
 from ..quantization.qat import Learning, fuse_, learn_
 from .footprint import footprint, peak_memory
-from .optimization import step_generator, with_schedule
+from .optimization import exact, step_generator, with_schedule
 
 
 class Task(Protocol):
@@ -109,8 +109,7 @@ class QuantizationModule(lightning.LightningModule):
         if not self._footprint.get("bytes_optimizer"):
             self._footprint = footprint(self.student, self.trainer.optimizers)
         found = self._footprint | {"bytes_peak": peak_memory(self.device)}
-        # As float64, which holds them exactly.
-        values = {f"train/{k}": torch.tensor(v, dtype=torch.float64) for k, v in found.items()}
+        values = {f"train/{k}": exact(v, self.device) for k, v in found.items()}
         self.log_dict(values, batch_size=self._size())
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:

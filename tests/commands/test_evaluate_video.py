@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from edgegen.commands import evaluate_video
-from edgegen.commands._filmed import tone_asks
+from edgegen.commands._filmed import tone_asks, trained_subjects
 from edgegen.commands._moving import AttentionProbe, Shown, asks_of, scores_of
 from edgegen.commands.experiment import main as run_experiment
 from edgegen.data.edit_pairs import EmojiSources
@@ -221,3 +222,20 @@ def test_clips_that_are_none(
         evaluate_video.main([*settings, typed, f"output_dir={tmp_path / 'out'}"])
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_subjects_with_a_trained_drawing_in_the_animated_style_stand_apart() -> None:
+    drawn = [  # concept, style, split: whose tone the code has does not matter
+        (0, "fluent-3d", "train"),
+        (1, "fluent-3d", "cells"),
+        (2, "noto", "train"),
+    ]
+    emoji: Any = SimpleNamespace(
+        concepts=[SimpleNamespace(hexcode=code) for code in ("1F44B-1F3FB", "1F450", "1F44C")],
+        pictures=[SimpleNamespace(concept=c, style=s, split=where) for c, s, where in drawn],
+        split_of=lambda picture: picture.split,
+    )
+    assert trained_subjects(emoji) == {"1f44b"}
+    first = tone_asks("test", 1, 32)[0]
+    (known,) = tone_asks("test", 1, 32, {first.subject})
+    assert (first.group, known.group) == ("tone", "tone_known")

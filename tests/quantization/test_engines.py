@@ -157,6 +157,27 @@ def test_a_pipeline_on_eight_bits(pipe: Any, calls: Any) -> None:
 
 
 @needs_torchao
+def test_entered_again_it_makes_nothing_anew(text_pipe: Any, calls: Any) -> None:
+    settings = {"prompts": ["a fox"], "steps": 2}
+
+    def graph(**changes: Any) -> Any:
+        with executed(text_pipe, "simulated", calibration=settings | changes) as executor:
+            return executor
+
+    first = graph()
+    assert graph() is first
+    assert graph(seed=1) is not first
+    again = graph(seed=1)
+    with torch.no_grad():
+        text_pipe.unet.conv_in.weight.mul_(2)
+    assert graph(seed=1) is not again
+    with executed(text_pipe, "simulated", calls=calls) as one:
+        pass
+    with executed(text_pipe, "simulated", calls=calls) as other:
+        assert other is not one
+
+
+@needs_torchao
 def test_torchao_configuration(pipe: Any) -> None:
     plain, weight = draw(pipe), pipe.unet.mid_block.attentions[0].proj_in.weight
     linear = pipe.unet.time_embedding.linear_1
