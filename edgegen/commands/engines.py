@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from ._numbers import whole_number
 from ._prompts import read_prompts
 
 _BASE = "eager"
-_ENGINES = (_BASE, "compiled", "bf16", "int8")
+_ENGINES = (_BASE, "channels_last", "compiled", "bf16", "int8")
 
 Engine = Callable[..., torch.Tensor]
 
@@ -79,7 +80,10 @@ def _engine(name: str, unet: Any, seen: Sequence[Inputs], batch: int) -> Engine:
     if name == "int8":
         made: Engine = Executor(int8_graph(unet, seen), batch, compiled=True)
     else:
-        forward = unet.forward if name == _BASE else frozen(unet.forward)
+        if name == _BASE:  # in the layout that diffusers loads
+            unet = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
+        plain = name in (_BASE, "channels_last")
+        forward = unet.forward if plain else frozen(unet.forward)
 
         def made(*inputs: torch.Tensor) -> torch.Tensor:
             with torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16"):

@@ -52,6 +52,7 @@ for form in ("w4a8", "w4a4"):
     BARS += [(f"{form} one prompt calibrated", f"{form} one step calibrated")]  # as many calls
     BARS += [(f"{form} {each}", form) for each in ("4 time groups", "by token", "gptq")]
 ENGINES = [
+    "cost/speed_channels_last",
     "cost/speed_compiled",
     "cost/speed_bf16",
     "cost/speed_int8",

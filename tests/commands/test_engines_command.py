@@ -23,9 +23,12 @@ def engines(source: Path, folder: Path, *arguments: str) -> dict[str, float]:
 def test_full_precision_alone(
     tiny_pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    metrics = engines(tiny_pipeline_folder, tmp_path, "engines=[eager]", "rounds=6", "batch=2")
+    metrics = engines(
+        tiny_pipeline_folder, tmp_path, "engines=[eager,channels_last]", "rounds=6", "batch=2"
+    )
     assert metrics["cost/speed_eager"] == 1
     assert metrics["cost/speed_eager_n"] == 6
+    assert metrics["cost/speed_channels_last"] > 0
     assert metrics["cost/cpu_seconds_eager"] > 0
     assert "eager" in capsys.readouterr().out
     assert (tmp_path / "engines.txt").is_file()
@@ -43,7 +46,7 @@ def test_integers(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "text"),
     [
-        ("engines=[int8]", "must be a list of eager, compiled, bf16, int8, eager among them"),
+        ("engines=[int8]", "must be a list of eager, channels_last, compiled, bf16, int8, eager"),
         ("engines=eager", "must be a list of"),
         ("threads=0", "threads=0: must be a whole number, 1 or more"),
         ("batch=0", "batch=0"),
