@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import nn
+from transformers.models.clip.modeling_clip import CLIPAttention
 
 OPERANDS = ("query", "key", "probabilities", "value")
 # Whose behaviour `QuantizedAttention` has; attention with any other processor is left alone.
-REPLACED = (AttnProcessor, AttnProcessor2_0)
+REPLACED = (AttnProcessor, AttnProcessor2_0, type(None))
 
 Operand = Callable[[torch.Tensor], torch.Tensor]
 
@@ -68,7 +69,7 @@ class QuantizedAttention(nn.Module):
         )
         query = query if attn.norm_q is None else attn.norm_q(query)
         key = key if attn.norm_k is None else attn.norm_k(key)
-        out = self._attend(query, key, value, attention_mask)
+        out = self.attend(query, key, value, attention_mask)
         out = out.transpose(1, 2).flatten(2).to(query.dtype)
 
         out = attn.to_out[1](attn.to_out[0](out))
@@ -78,16 +79,19 @@ class QuantizedAttention(nn.Module):
             out = out + residual
         return out / attn.rescale_output_factor
 
-    def _attend(
+    def attend(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
+        """(B, heads, S, D) of each, and a mask that is added, or true where may be looked."""
         scores = self.query(query) @ self.key(key).transpose(-1, -2)
         scores = scores * query.shape[-1] ** -0.5
-        if mask is not None:
+        if mask is not None and mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        elif mask is not None:
             scores = scores + mask
         # As in the kernels, whose accumulators are float32.
         probabilities = F.softmax(scores.float(), dim=-1).to(query.dtype)
@@ -105,6 +109,46 @@ class QuantizedAttention(nn.Module):
             operand.persist()  # type: ignore[operator]
 
 
-def find_attention(module: nn.Module) -> dict[str, Attention]:
-    """Path → attention of diffusers in a network, those of other processors included."""
-    return {name: each for name, each in module.named_modules() if isinstance(each, Attention)}
+class ProcessedCLIPAttention(CLIPAttention):
+    """CLIP's attention whose products its `processor` computes, as it does for diffusers' own."""
+
+    processor: QuantizedAttention
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if attention_mask is None and kwargs.get("is_causal", self.is_causal):
+            length = query.shape[-2]
+            attention_mask = query.new_ones(length, length, dtype=torch.bool).tril()
+        out = self.processor.attend(query, key, value, attention_mask)
+        return self.out_proj(out.transpose(1, 2).flatten(2)), None
+
+
+def find_attention(module: nn.Module) -> dict[str, Attention | CLIPAttention]:
+    """Path → attention in a network, those of other processors included."""
+    kinds = (Attention, CLIPAttention)
+    return {name: each for name, each in module.named_modules() if isinstance(each, kinds)}
+
+
+def processor_of(attention: Any) -> Any:
+    """What computes an attention's products; None for CLIP's as it comes."""
+    return getattr(attention, "processor", None)
+
+
+def set_processor(attention: Any, processor: Any) -> None:
+    """Let it compute an attention's products; None for CLIP's own way."""
+    if isinstance(attention, Attention):
+        attention.set_processor(processor)
+        return
+    attention._modules.pop("processor", None)
+    # A class, where a forward of its own would be shared with copies.
+    attention.__class__ = CLIPAttention if processor is None else ProcessedCLIPAttention
+    if processor is not None:
+        attention.processor = processor

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from ..cost.modes import uncompiled
-from .attention import REPLACED, find_attention
+from .attention import REPLACED, find_attention, processor_of
 from .calibration import watched
 from .modules import TWINS, Quantized
 from .skips import skip_splits
@@ -110,7 +109,7 @@ def _choose_layers(choice: Choice, part: str, module: Any, spec: Spec, ends: set
 def _choose_attention(choice: Choice, part: str, module: Any, spec: Spec) -> None:
     for name, attention in find_attention(module).items():
         path = f"{part}.{name}"
-        processor: Any = attention.processor
+        processor = processor_of(attention)
         if not spec.covers(path):
             choice.skipped[path] = "not included"
         elif type(processor) not in REPLACED:
@@ -118,8 +117,8 @@ def _choose_attention(choice: Choice, part: str, module: Any, spec: Spec) -> Non
         else:
             choice.attention[path] = attention
     for name, other in module.named_modules():
-        if type(other).__name__.endswith("Attention") and not isinstance(other, Attention):
-            path = f"{part}.{name}"
+        path = f"{part}.{name}"
+        if type(other).__name__.endswith("Attention") and path not in choice.attention:
             choice.skipped.setdefault(path, f"products of {type(other).__name__}, kept as they are")
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..cost import cost_mode
 from ..sampling.steps import StepClock, step_clock
+from .attention import processor_of, set_processor
 from .calls import Call
 from .choice import parts_of
 from .modules import Quantized
@@ -140,8 +141,8 @@ def swap(stack: ExitStack, target: Any, plan: Plan) -> None:
                     module._modules[name] = twin
                     stack.callback(_put_back, module, name, child, twin)
     for attention, processor in plan.processors.values():
-        stack.callback(attention.set_processor, attention.processor)
-        attention.set_processor(processor)
+        stack.callback(set_processor, attention, processor_of(attention))
+        set_processor(attention, processor)
         # Read by the cost counter.
         attention.attention_bits = processor.bits
         stack.callback(attention.__dict__.pop, "attention_bits", None)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .attention import OPERANDS, QuantizedAttention
+from .attention import OPERANDS, QuantizedAttention, processor_of, set_processor
 from .calibration import draw_calls, run_calls
 from .calls import Call
 from .choice import Choice, Layer, choose, parts_of
@@ -185,9 +185,9 @@ class _Builder:
             for path, module in attention.items():
                 operands = [self.observers.get(f"{path}.{operand}") for operand in OPERANDS]
                 if None not in operands:
-                    stack.callback(module.set_processor, module.processor)
+                    stack.callback(set_processor, module, processor_of(module))
                     looks = [partial(self._look, observer) for observer in operands]
-                    module.set_processor(QuantizedAttention(*looks))
+                    set_processor(module, QuantizedAttention(*looks))
             run_calls(self.target, self.calls, self._begin)
         for path, hessian in hessians.items():
             if hessian.reached:

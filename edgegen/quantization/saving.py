@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..pipelines.checkpoints import check_safetensors, one_line, read_json
-from .attention import OPERANDS, QuantizedAttention
+from .attention import OPERANDS, QuantizedAttention, set_processor
 from .codebooks import CodebookWeight, Layout
 from .grids import Grid
 from .modules import TWINS, Quantized, twin_of
@@ -125,7 +125,7 @@ def rebuild(part: nn.Module, description: dict[str, Any]) -> None:
         processor = QuantizedAttention(*operands)  # type: ignore[arg-type]
         processor.persist()
         module: Any = part.get_submodule(name)
-        module.set_processor(processor)
+        set_processor(module, processor)
         module.attention_bits = processor.bits
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+from transformers.models.clip.modeling_clip import CLIPAttention
 
-from edgegen.quantization.attention import QuantizedAttention
+from edgegen.quantization.attention import QuantizedAttention, processor_of, set_processor
 from edgegen.quantization.grids import Grid
 from edgegen.quantization.quantizers import DynamicQuantizer
 
@@ -46,6 +49,45 @@ def test_without_quantizers_is_diffusers(name: str) -> None:
     expected = attn(x, **given)
     attn.set_processor(QuantizedAttention(*(nn.Identity() for _ in range(4))))
     torch.testing.assert_close(attn(x, **given), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernels", ["sdpa", "eager"])
+def test_without_quantizers_is_clip(kernels: str) -> None:
+    """Its causal mask and padding too; a copy is on its own, and taken out nothing is left."""
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=9,
+        attn_implementation=kernels,
+    )
+    text: Any = CLIPTextModel(config).eval()
+    tokens = torch.randint(50, (3, 9))
+    padding = torch.ones(3, 9, dtype=torch.long)
+    padding[1:, 6:] = 0
+    plain = [text(tokens, attention_mask=mask)[0] for mask in (None, padding)]
+    layers = [module for module in text.modules() if isinstance(module, CLIPAttention)]
+    assert len(layers) == 2
+    for layer in layers:
+        assert processor_of(layer) is None
+        set_processor(layer, QuantizedAttention(*(nn.Identity() for _ in range(4))))
+    other = copy.deepcopy(text)
+    for mask, expected in zip((None, padding), plain, strict=True):
+        for each in (text, other):
+            found = each(tokens, attention_mask=mask)[0]
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for layer in layers:
+        set_processor(layer, None)
+    assert all(type(layer) is CLIPAttention for layer in layers)
+    assert not any("processor" in name for name, _ in text.named_modules())
+    assert torch.equal(text(tokens)[0], plain[0])
+    coarse = QuantizedAttention(*(DynamicQuantizer(Grid(2)) for _ in range(4)))
+    set_processor(layers[0], coarse)
+    assert not torch.allclose(text(tokens)[0], plain[0], atol=1e-3)
+    assert torch.allclose(other(tokens)[0], plain[0], atol=1e-5)
 
 
 def test_quantizes_all_four_operands() -> None:
