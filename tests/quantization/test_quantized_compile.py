@@ -39,16 +39,24 @@ def test_compiled_and_clocked(pipe: Any, calls: Any, graphs: Any) -> None:
     assert torch.equal(draw(pipe, 4), plain)
 
 
-def test_export(pipe: Any, calls: Any) -> None:
+@pytest.mark.parametrize(
+    ("spec", "changes"),
+    [
+        ("w4a8", {"activations": {"granularity": "token"}, "attention": 8}),
+        ("vq2d", {"weights": {"codebook_bits": 1.0}}),
+    ],
+    ids=["w4a8", "vq2d"],
+)
+def test_export(spec: str, changes: dict[str, Any], pipe: Any, calls: Any) -> None:
     inputs = unet_inputs()
-    quantize_(pipe, "w4a8", activations={"granularity": "token"}, attention=8, calls=calls)
+    quantize_(pipe, spec, calls=calls, **changes)
     with torch.no_grad():
         expected = pipe.unet(*inputs, return_dict=False)[0]
         program = torch.export.export(pipe.unet, inputs, {"return_dict": False}, strict=False)
         out = program.module()(*inputs, return_dict=False)[0]
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     names = {str(node.target) for node in program.graph.nodes}
-    assert any("round" in name for name in names)
+    assert any(("round" if spec == "w4a8" else "index") in name for name in names)
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_the_teacher_stays_and_the_student_comes_closer(
     assert not any(isinstance(each, Quantized) for each in taught.unet.modules())
 
 
-@pytest.mark.parametrize("way", ["lsq", "lrqat"])
+@pytest.mark.parametrize("way", ["lsq", "lrqat", "peqa"])
 def test_resumed_equals_never_stopped(
     way: str, prompts: Callable[..., PromptData], tmp_path: Path
 ) -> None:
