@@ -49,6 +49,7 @@ BARS = [
 WITHOUT = ("one step calibrated", "skips together", "time embedding as met")
 for form in ("w4a8", "w4a4"):
     BARS += [(form, f"{form} {each}") for each in WITHOUT]
+    BARS += [(f"{form} one step calibrated", f"{form} one step, time embedding as met")]
     BARS += [(f"{form} one prompt calibrated", f"{form} one step calibrated")]  # as many calls
     BARS += [(f"{form} {each}", form) for each in ("4 time groups", "by token", "gptq")]
 ENGINES = [
