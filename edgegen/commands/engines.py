@@ -27,7 +27,7 @@ from ._numbers import whole_number
 from ._prompts import read_prompts
 
 _BASE = "eager"
-_ENGINES = (_BASE, "channels_last", "compiled", "bf16", "int8")
+_ENGINES = (_BASE, "channels_last", "compiled", "bf16", "int8", "int8_bf16")
 
 Engine = Callable[..., torch.Tensor]
 
@@ -77,8 +77,9 @@ def main(cfg: DictConfig, run: Run) -> None:
 
 def _engine(name: str, unet: Any, seen: Sequence[Inputs], batch: int) -> Engine:
     """A function of `Inputs`, compiled where it is."""
-    if name == "int8":
-        made: Engine = Executor(int8_graph(unet, seen), batch, compiled=True)
+    if name.startswith("int8"):
+        graph = int8_graph(unet, seen)
+        made: Engine = Executor(graph, batch, compiled=True, bf16=name == "int8_bf16")
     else:
         if name == _BASE:  # in the layout that diffusers loads
             unet = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
@@ -142,9 +143,9 @@ def _timed(
         ratio = f"{noise[name]:.1f}" if name != _BASE else ""
         shown = [f"{timing(wall).median:.4f}", f"{timing(work).median:.4f}", f"{speed.value:.2f}"]
         rows.append([name, *shown, interval, ratio])
-    if {"bf16", "int8"} <= set(engines):
-        both = (series(readings, name, "cpu_seconds") for name in ("bf16", "int8"))
-        metrics |= _bounded("cost/speed_int8_vs_bf16", paired_ratio(*both))
+    for integers in {"int8", "int8_bf16"} & set(engines) if "bf16" in engines else ():
+        both = (series(readings, name, "cpu_seconds") for name in ("bf16", integers))
+        metrics |= _bounded(f"cost/speed_{integers}_vs_bf16", paired_ratio(*both))
     return metrics, rows
 
 

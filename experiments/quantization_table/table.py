@@ -57,8 +57,11 @@ ENGINES = [
     "cost/speed_compiled",
     "cost/speed_bf16",
     "cost/speed_int8",
+    "cost/speed_int8_bf16",
     "cost/speed_int8_vs_bf16",
+    "cost/speed_int8_bf16_vs_bf16",
     "quality/sqnr_db_int8",
+    "quality/sqnr_db_int8_bf16",
 ]
 # Columns of the stage `sqnr`: what is quantized of one layer → dB at the UNet's output.
 SQNR = {

@@ -2,10 +2,10 @@
 
     python experiments/quantization_table/vectors.py [EVERY]
 
-Takes each EVERY-th layer (default: all) of the embedded UNet that is as large as a group of 2-D codebooks, and
-the Hessian of its inputs over ten steps of eight pictures: tr((W−Q)H(W−Q)ᵀ) as a share of
-tr(WHWᵀ), by uniform GPTQ (the best of four scales, symmetric or not, groups of 128) and by GPTVQ in
-one dimension and in two.
+Takes each EVERY-th layer (default: all) of the embedded UNet that is as large as a group of 2-D
+codebooks, and the Hessian of its inputs over ten steps of eight pictures: tr((W−Q)H(W−Q)ᵀ) as a
+share of tr(WHWᵀ), by uniform GPTQ (the best of four scales, symmetric or not, groups of 128) and by
+GPTVQ in one dimension and in two.
 """
 
 from __future__ import annotations

@@ -37,8 +37,9 @@ def test_full_precision_alone(
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
 def test_integers(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
-    metrics = engines(tiny_pipeline_folder, tmp_path, "engines=[eager,int8]", "rounds=6")
-    assert 10 < metrics["quality/sqnr_db_int8"] < 60
+    metrics = engines(tiny_pipeline_folder, tmp_path, "engines=[eager,int8,int8_bf16]", "rounds=6")
+    for name in ("int8", "int8_bf16"):
+        assert 10 < metrics[f"quality/sqnr_db_{name}"] < 60
     low, ratio, high = (metrics[f"cost/speed_int8{end}"] for end in ("_lo", "", "_hi"))
     assert 0 < low <= ratio <= high
 
@@ -46,7 +47,10 @@ def test_integers(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "text"),
     [
-        ("engines=[int8]", "must be a list of eager, channels_last, compiled, bf16, int8, eager"),
+        (
+            "engines=[int8]",
+            "must be a list of eager, channels_last, compiled, bf16, int8, int8_bf16",
+        ),
         ("engines=eager", "must be a list of"),
         ("threads=0", "threads=0: must be a whole number, 1 or more"),
         ("batch=0", "batch=0"),

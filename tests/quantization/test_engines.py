@@ -215,6 +215,7 @@ def test_refusals(pipe: Any, calls: Any) -> None:
     for settings, text in (
         ({"engine": "tensorrt"}, "engine=tensorrt: allowed are inductor, simulated"),
         ({"batch": 0}, "batch=0: must be"),
+        ({"precision": "int4"}, "precision=int4: allowed are float32, bfloat16"),
         ({"calibration": {"step": 1}}, "calibration.step: unknown"),
         ({"calls": []}, "holds no call of the UNet"),
     ):
