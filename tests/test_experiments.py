@@ -26,7 +26,7 @@ def check(folder: Path) -> None:
     table = (folder / "table.md").read_text(encoding="utf-8")
     assert code.table(rows) == table, f"{folder}: table.md is not what table.py makes"
     cells = {row.get("cell"): row for row in rows}
-    for pair in (row for row in rows if row["stage"] == "pairs"):
+    for pair in (row for row in rows if row.get("stage") == "pairs"):
         first, second = (cells[name] for name in pair["cells"].split())
         for key in (key for key in pair if key.endswith("_change") and pair[key] is not None):
             metric = key.removesuffix("_change")
