@@ -137,6 +137,13 @@ def find_attention(module: nn.Module) -> dict[str, Attention | CLIPAttention]:
     return {name: each for name, each in module.named_modules() if isinstance(each, kinds)}
 
 
+def masked_plainly(attention: Any) -> bool:
+    """Whether it is handed masks of (B, heads, S, S'), or none; not all of CLIP's kernels are."""
+    if isinstance(attention, Attention):
+        return True
+    return attention.config._attn_implementation in ("eager", "sdpa")
+
+
 def processor_of(attention: Any) -> Any:
     """What computes an attention's products; None for CLIP's as it comes."""
     return getattr(attention, "processor", None)

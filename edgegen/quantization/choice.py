@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..cost.modes import uncompiled
-from .attention import REPLACED, find_attention, processor_of
+from .attention import REPLACED, find_attention, masked_plainly, processor_of
 from .calibration import watched
 from .modules import TWINS, Quantized
 from .skips import skip_splits
@@ -112,6 +112,8 @@ def _choose_attention(choice: Choice, part: str, module: Any, spec: Spec) -> Non
         processor = processor_of(attention)
         if not spec.covers(path):
             choice.skipped[path] = "not included"
+        elif not masked_plainly(attention):
+            choice.skipped[path] = f"attention by {attention.config._attn_implementation}"
         elif type(processor) not in REPLACED:
             choice.skipped[path] = f"attention by {type(processor).__name__}"
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
 from ..cost import cost_mode
+from ..cost.modes import current_mode
 from .calibration import about_calls, draw_calls
 from .calls import Call
 from .choice import parts_of
@@ -24,8 +26,8 @@ PRECISIONS = ("float32", "bfloat16")
 _INPUTS = ("sample", "timestep", "encoder_hidden_states")
 _BITS = {"weight_bits": 8.0, "act_bits": 8.0}
 
-# UNet → what was executed last in its place, and what that depends on.
-_LAST: WeakKeyDictionary[nn.Module, tuple[list[Any], Executor]] = WeakKeyDictionary()
+# UNet → (its weights, all else) → what is executed in its place.
+_MADE: WeakKeyDictionary[nn.Module, dict[tuple[str, str], Executor]] = WeakKeyDictionary()
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """What a UNet takes: samples (B, C, H, W), timesteps (B,), text features (B, S, D)."""
@@ -113,13 +115,30 @@ def _executor(
     if calls is not None:
         return Executor(int8_graph(unet, inputs_of(calls, batch)), batch, *options)
     parts = ("unet",)
-    key = [how, about_calls(target, parts, settings)]
-    last = _LAST.get(unet)
-    if last is None or last[0] != key:
+    about = about_calls(target, parts, settings)
+    made = _MADE.setdefault(unet, {})
+    for other in [each for each in made if each[0] != about["pipeline"]]:
+        del made[other]  # of other weights
+    key = about["pipeline"], json.dumps([how, about, _acts_as(unet)], sort_keys=True, default=str)
+    if key not in made:
         calls = draw_calls(target, parts, settings)
-        last = key, Executor(int8_graph(unet, inputs_of(calls, batch)), batch, *options)
-        _LAST[unet] = last
-    return last[1]
+        made[key] = Executor(int8_graph(unet, inputs_of(calls, batch)), batch, *options)
+    return made[key]
+
+
+def _acts_as(unet: Any) -> list[Any]:
+    """What the weights do not tell of a network: methods on it, processors, adapters."""
+    processors = [
+        [name, type(module.processor).__name__]
+        for name, module in unet.named_modules()
+        if hasattr(module, "processor")
+    ]
+    adapters = [
+        [name, module.active_adapters, module.disable_adapters, module.scaling]
+        for name, module in unet.named_modules()
+        if hasattr(module, "active_adapters") and hasattr(module, "scaling")
+    ]
+    return [repr(current_mode(unet)), repr(vars(unet).get("forward")), processors, adapters]
 
 
 class Executor:

@@ -12,7 +12,12 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.models.clip.modeling_clip import CLIPAttention
 
-from edgegen.quantization.attention import QuantizedAttention, processor_of, set_processor
+from edgegen.quantization.attention import (
+    QuantizedAttention,
+    masked_plainly,
+    processor_of,
+    set_processor,
+)
 from edgegen.quantization.grids import Grid
 from edgegen.quantization.quantizers import DynamicQuantizer
 
@@ -88,6 +93,9 @@ def test_without_quantizers_is_clip(kernels: str) -> None:
     set_processor(layers[0], coarse)
     assert not torch.allclose(text(tokens)[0], plain[0], atol=1e-3)
     assert torch.allclose(other(tokens)[0], plain[0], atol=1e-5)
+    assert masked_plainly(layers[0])
+    text.config._attn_implementation = "flex_attention"  # whose masks are no tensors
+    assert not masked_plainly(layers[0])
 
 
 def test_quantizes_all_four_operands() -> None:

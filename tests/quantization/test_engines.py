@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnProcessor
 from quantization_models import draw, make_pipe, unet_inputs
 from torch import nn
 from torch._inductor.utils import run_and_get_code
@@ -167,7 +168,13 @@ def test_entered_again_it_makes_nothing_anew(text_pipe: Any, calls: Any) -> None
     first = graph()
     assert graph() is first
     assert graph(seed=1) is not first
+    assert graph() is first  # beside the other
     again = graph(seed=1)
+    own = text_pipe.unet.attn_processors
+    text_pipe.unet.set_attn_processor(AttnProcessor())
+    assert graph(seed=1) is not again
+    text_pipe.unet.set_attn_processor(own)
+    assert graph(seed=1) is again
     with torch.no_grad():
         text_pipe.unet.conv_in.weight.mul_(2)
     assert graph(seed=1) is not again
