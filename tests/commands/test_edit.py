@@ -17,6 +17,7 @@ import edgegen
 from edgegen.commands import edit
 from edgegen.media.clip_writing import write_clip
 from edgegen.media.clips import Timing, open_clip
+from edgegen.pipelines.layout import channels_last
 from edgegen.runs.record import is_finished, read_record
 from edgegen.video import VideoEditor
 from processes import start
@@ -57,6 +58,8 @@ def test_the_command_does_what_the_editor_does(
     assert "frames" in capsys.readouterr().out
     pipe = edgegen.load(editor_folder)
     pipe.set_progress_bar_config(disable=True)
+    for net in (pipe.unet, pipe.vae):
+        channels_last(net)  # as commands have it, to the last bit
     VideoEditor(pipe, [1, 5], own=False, chunk=3).edit(
         "in.mkv", tmp_path / "other.mkv", "make it red", steps=2, seed=3, guidance=4.0, codec="ffv1"
     )
