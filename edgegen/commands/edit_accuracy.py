@@ -35,7 +35,8 @@ from ._numbers import flag, whole_number
 
 _BACKBONE = "efflite0"
 _SHARES = ("closed_psnr", f"closed_{_BACKBONE}", f"covered_{_BACKBONE}", "followed")
-_LOGGED = ("model_sha256", "scheduler", "steps", "guidance", "image_guidance", "seed")
+_SAMPLING = ("scheduler", "steps", "guidance", "image_guidance", "seed")
+_LOGGED = ("model_sha256", "vae", "renderer", *_SAMPLING)
 
 
 @command("edit_accuracy")
@@ -79,7 +80,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     write_atomic(run.dir / "scores.csv", to_csv(rows))
     if cfg.log_looks and cfg.split == "test":
         seen = {"vae": cfg.model.get("vae") or "", "renderer": cfg.renderer or ""}
-        _log_look(settings, seen, found)
+        _log_look(settings | seen, found)
     print(_table(found))
     print(f"{cfg.split} half of the held-out subjects; 95 % intervals over subjects")
 
@@ -142,18 +143,13 @@ def _rows(scored: EditScore, asks: Sequence[Ask], group: str, seed: int) -> list
     ]
 
 
-def _log_look(
-    settings: Mapping[str, Any],
-    seen: Mapping[str, str],
-    found: Mapping[str, Mapping[str, float]],
-) -> None:
+def _log_look(settings: Mapping[str, Any], found: Mapping[str, Mapping[str, float]]) -> None:
     for group, metrics in found.items():
         log_look(
             {
                 "command": "edit_accuracy",
                 "model": Path(settings["model"]).name,
                 **{key: settings[key] for key in _LOGGED},
-                **seen,
                 "group": group,
                 "pairs": metrics[f"quality/pairs_{group}"],
                 **{name: f"{metrics[f'quality/{name}_{group}']:.4f}" for name in _SHARES},

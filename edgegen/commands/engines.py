@@ -143,7 +143,9 @@ def _timed(
         ratio = f"{noise[name]:.1f}" if name != _BASE else ""
         shown = [f"{timing(wall).median:.4f}", f"{timing(work).median:.4f}", f"{speed.value:.2f}"]
         rows.append([name, *shown, interval, ratio])
-    for integers in {"int8", "int8_bf16"} & set(engines) if "bf16" in engines else ():
+    for integers in ("int8", "int8_bf16"):
+        if not {"bf16", integers} <= set(engines):
+            continue
         both = (series(readings, name, "cpu_seconds") for name in ("bf16", integers))
         metrics |= _bounded(f"cost/speed_{integers}_vs_bf16", paired_ratio(*both))
     return metrics, rows

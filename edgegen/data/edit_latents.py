@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from ..pipelines.layout import channels_last
 from .edit_pairs import (
     FAMILIES,
     CropSources,
@@ -132,7 +133,7 @@ class EditData(StreamDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.train_set is not None:
             return
-        self.vae.eval().to(memory_format=torch.channels_last)
+        channels_last(self.vae.eval())
         folder = None if self.cache is None else Path(self.cache) / f"edits-{self._key()}"
         self._shards = shards(folder, self.count, SHARD, self._row, "encoding pairs")
         names = torch.cat([shard["names"] for shard in self._shards])

@@ -88,9 +88,12 @@ def generation(
         prompts, seeds, settings: arguments of `sampling.generate.sample`.
     """
     from .. import api
+    from ..pipelines.layout import channels_last
     from ..sampling.generate import sample
 
     pipe = api.load(**load)
+    for net in (pipe.unet, pipe.vae):
+        channels_last(net)  # as commands time it
     pipe.set_progress_bar_config(disable=True)
 
     def work() -> None:
