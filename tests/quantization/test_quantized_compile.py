@@ -40,23 +40,24 @@ def test_compiled_and_clocked(pipe: Any, calls: Any, graphs: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "changes"),
+    ("spec", "changes", "added"),
     [
-        ("w4a8", {"activations": {"granularity": "token"}, "attention": 8}),
-        ("vq2d", {"weights": {"codebook_bits": 1.0}}),
+        ("w4a8", {"activations": {"granularity": "token"}, "attention": 8}, "round"),
+        ("vq2d", {"weights": {"codebook_bits": 1.0}}, "index"),
     ],
     ids=["w4a8", "vq2d"],
 )
-def test_export(spec: str, changes: dict[str, Any], pipe: Any, calls: Any) -> None:
+def test_export(spec: str, changes: dict[str, Any], added: str, pipe: Any, calls: Any) -> None:
     inputs = unet_inputs()
+    before = torch.export.export(pipe.unet, inputs, {"return_dict": False}, strict=False)
     quantize_(pipe, spec, calls=calls, **changes)
     with torch.no_grad():
         expected = pipe.unet(*inputs, return_dict=False)[0]
         program = torch.export.export(pipe.unet, inputs, {"return_dict": False}, strict=False)
         out = program.module()(*inputs, return_dict=False)[0]
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-    names = {str(node.target) for node in program.graph.nodes}
-    assert any(("round" if spec == "w4a8" else "index") in name for name in names)
+    plain, names = ({str(node.target) for node in each.graph.nodes} for each in (before, program))
+    assert any(added in name for name in names - plain if name.startswith("aten."))
 
 
 @pytest.mark.parametrize(
