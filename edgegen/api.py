@@ -21,6 +21,7 @@ from .quantization import (
     torchao_quantized,
 )
 from .reuse import clockwork, deepcache, faster_diffusion
+from .reuse.gating import gating
 from .reuse.peers import deepcache_package, tgate_package
 from .video import VideoEditor
 
@@ -50,6 +51,8 @@ _SEAMS: dict[Any, str] = {
     deepcache_package: "steps",
     tgate_package: "steps",
 }
+# Both halve the batch, or keep features of both branches.
+_UNGATED = (deepcache_package, tgate_package)
 _ORDER = ("weights", "graph", "attention", "steps")
 
 
@@ -80,14 +83,22 @@ def apply(target: Any, methods: Mapping[str, Method]) -> Iterator[dict[str, Any]
     Yields name → what the method's context manager gives.
 
     Raises:
-        ValueError: two methods that both decide which blocks run, or one beside another that runs
-            a graph of its own, named; or what a method raises.
+        ValueError: two methods that both decide which blocks run, gating beside a package that
+            counts on both guidance branches, or one beside another that runs a graph of its own,
+            named; or what a method raises.
     """
-    seams = {name: _seam(method) for name, method in methods.items()}
+    functions = {name: _function(method) for name, method in methods.items()}
+    seams = {name: _SEAMS.get(function) for name, function in functions.items()}
     steps = [name for name, seam in seams.items() if seam == "steps"]
     if len(steps) > 1:
         raise ValueError(
             f"{steps[0]} and {steps[1]} cannot be combined: both decide which blocks run on a step"
+        )
+    gates = [name for name, function in functions.items() if function is gating]
+    if gates and (peer := next((n for n, f in functions.items() if f in _UNGATED), None)):
+        raise ValueError(
+            f"{gates[0]} and {peer} cannot be combined: the package counts on both guidance "
+            "branches in every call"
         )
     graphs = [name for name, seam in seams.items() if seam == "graph"]
     if graphs and len(methods) > 1:
@@ -101,7 +112,7 @@ def apply(target: Any, methods: Mapping[str, Method]) -> Iterator[dict[str, Any]
         yield {name: stack.enter_context(methods[name](target)) for name in ordered}
 
 
-def _seam(method: Any) -> str | None:
+def _function(method: Any) -> Any:
     while hasattr(method, "func"):  # functools.partial
         method = method.func
-    return _SEAMS.get(method)
+    return method

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
 import edgegen
 from edgegen import api
 from edgegen.pipelines import load as module
+from edgegen.reuse.gating import gating
+from edgegen.reuse.peers import deepcache_package, tgate_package
 
 
 def test_load_is_the_one_of_the_pipelines() -> None:
@@ -55,6 +58,16 @@ def test_apply_enters_weights_first_and_hooks_last(monkeypatch: pytest.MonkeyPat
         assert found == {name: name for name in made}
     order = ["int8", "anchors", "skip", "own"]
     assert seen == [f"{name} in" for name in order] + [f"{name} out" for name in order[::-1]]
+
+
+@pytest.mark.parametrize("package", [deepcache_package, tgate_package])
+def test_apply_refuses_gating_beside_a_package(package: Any) -> None:
+    methods = {"mine": partial(gating, gate=2), "theirs": package}
+    with (
+        pytest.raises(ValueError, match="mine and theirs cannot be combined"),
+        edgegen.apply(None, methods),
+    ):
+        pass
 
 
 def test_apply_refuses_two_that_skip_blocks() -> None:

@@ -134,6 +134,9 @@ def test_peers_are_timed_under_the_names_of_their_rows() -> None:
     labels = {row["row"]: code._label(row) for row in rows if row["stage"] == "methods"}
     untimed = {name for name, label in labels.items() if label not in timed}
     assert untimed == {
+        "8 ours shipped",
+        "4 ours span linear",
+        "4 ours drift",
         "8 ours learned 1",
         "8 ours learned gated",
         "8 ours learned schedule",
@@ -144,6 +147,11 @@ def test_peers_are_timed_under_the_names_of_their_rows() -> None:
     # Fronts differ in what is reused, not in where it is cut, and have odd and even step counts.
     front = [row for row in rows if row["stage"] == "front"]
     assert {int(row["steps"]) % 2 for row in front} == {0, 1}
+    named = {row["row"]: row for row in rows if row["stage"] == "methods"}
+    clock = "method.clockwork.clock"
+    for learned, identity in code.LEARNED.items():
+        assert named[learned].get(clock, 2) == named[identity].get(clock, 2)
+        assert "method.clockwork.predictor" not in named[identity]
     # Each is what its name says: 8 or 4 steps, or as many as the "fewer" ones name.
     for row in (row for row in rows if row["stage"] == "methods"):
         name = row["row"]

@@ -59,7 +59,8 @@ def run_cost(
     with torch.no_grad():
         for times, name, call in run_calls(architecture, modules, steps, guidance, batch, size):
             if name == "unet" and method is not None:
-                tracker, times = _count_with(method, modules[name], call, times), 1
+                branches = architecture.branches if guidance else 1
+                tracker, times = _count_with(method, modules[name], call, times, branches), 1
             else:
                 with CostTracker({name: modules[name]}) as tracker:
                     call()
@@ -72,13 +73,13 @@ def _count_with(
     unet: nn.Module,
     call: Callable[[], Any],
     steps: int,
+    branches: int,
 ) -> CostTracker:
     scheduler = _Steps()
+    target = SimpleNamespace(unet=unet, scheduler=scheduler, branches=branches)
+    target.do_classifier_free_guidance = branches > 1
     # The method first: it may exchange weights, whose size the tracker reads.
-    with (
-        method(SimpleNamespace(unet=unet, scheduler=scheduler)),
-        CostTracker({"unet": unet}) as cost,
-    ):
+    with method(target), CostTracker({"unet": unet}) as cost:
         scheduler.set_timesteps(steps)
         for _ in range(steps):
             call()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class ResNetAdaptor(nn.Module):
         inputs: which of `INPUTS` it looks at; r_in or r_out at least. Without r_out nothing is
             added to: φ alone is the prediction.
 
+    Attributes:
+        trained: what it was trained for, where that is known: `steps` (evaluations of a run),
+            `full` (which of them ran in full, from 1), `scheduler` and `guidance`.
+
     Raises:
         ValueError: no such inputs, or a width below 1.
     """
@@ -66,6 +70,7 @@ class ResNetAdaptor(nn.Module):
             raise ValueError(f"adaptor width={width}: must be a whole number of at least 1")
         self.inputs = frozenset(inputs)
         self.settings = {"r_in": r_in, "r_out": r_out, "time": time, "text": text, "width": width}
+        self.trained: Mapping[str, Any] = {}
         channels = r_in * ("r_in" in inputs) + r_out * ("r_out" in inputs)
         self.conv_in = nn.Conv2d(channels, width, 3, stride=2, padding=1)
         self.text_proj = nn.Linear(text, width) if "text" in inputs else None
@@ -158,11 +163,15 @@ def text_width(unet: Any) -> int:
 
 
 def save_adaptor(adaptor: ResNetAdaptor, path: str | Path, unet: nn.Module, cut: Stage) -> None:
-    """Write weights, settings, cut and the fingerprint of the base UNet as one safetensors file."""
+    """Write weights, settings, cut and the fingerprint of the base UNet as one safetensors file.
+
+    What the adaptor was trained for, `adaptor.trained`, goes with it.
+    """
     about = {
         "settings": adaptor.settings | {"inputs": sorted(adaptor.inputs, key=INPUTS.index)},
         "cut": {"stage": cut.stage, "before_upsampler": cut.before_upsampler},
         "base": fingerprint(unet),
+        "trained": dict(adaptor.trained),
     }
     weights = {name: tensor.contiguous() for name, tensor in adaptor.state_dict().items()}
     path = Path(path)
@@ -186,14 +195,16 @@ def load_adaptor(path: str | Path, unet: nn.Module, cut: Cut) -> ResNetAdaptor:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["edgegen_adaptor"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError) as error:
+        base, made_for = about["base"], Stage(**about["cut"])
+        adaptor = ResNetAdaptor(**about["settings"])
+        adaptor.load_state_dict(weights)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: truncated, or no adaptor written by save_adaptor") from error
-    if not same_base(about["base"], fingerprint(unet)):
+    if not same_base(base, fingerprint(unet)):
         raise ValueError(f"{path}: was trained for another base model than this one")
-    if Stage(**about["cut"]) != cut:
-        raise ValueError(f"{path}: was trained for {Stage(**about['cut'])}, not for {cut}")
-    adaptor = ResNetAdaptor(**about["settings"])
-    adaptor.load_state_dict(weights)
+    if made_for != cut:
+        raise ValueError(f"{path}: was trained for {made_for}, not for {cut}")
+    adaptor.trained = about.get("trained", {})
     weight = next(unet.parameters())
     return adaptor.to(weight.device, weight.dtype).eval().requires_grad_(False)
 

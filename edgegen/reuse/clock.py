@@ -134,7 +134,8 @@ class Drift:
 
     Moves are relative, ‖r_in(t) − r_in(t+1)‖ / ‖r_in(t+1)‖, and add up from the last full pass on.
     The decision falls once a step and before it, so the step to come counts as far as the last one
-    moved. While that is unknown (the first two steps) it runs in full.
+    moved. While that is unknown (the first two steps) it runs in full. Norms are taken over the
+    whole batch, both guidance branches included: what else is drawn at once may change a picture.
 
     Args:
         threshold: the sum that calls for a full pass, above 0.
@@ -154,6 +155,15 @@ class Drift:
         if moment.drift is None or moment.since > self.longest:
             return True
         return moment.drift > self.threshold
+
+
+def planned(clock: Clock, total: int) -> list[bool]:
+    """For each of `total` evaluations, whether it is a full one; for clocks other than by drift."""
+    passes = [True]
+    for step in range(1, total):
+        since = 1 + passes[::-1].index(True)
+        passes.append(clock.full(Moment(step, total, since)))
+    return passes
 
 
 def parse_clock(value: Any) -> Clock:

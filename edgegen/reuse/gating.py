@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -24,13 +24,13 @@ class Gating:
 
     Attributes:
         closed: whether the next evaluation lies behind the gate.
-        kept: cross-attention → its last output before the gate, the mean of both guidance branches,
-            (B, tokens, channels).
+        kept: (stream, cross-attention) → its last output before the gate, the mean of both
+            guidance branches, (B, tokens, channels).
     """
 
     def __init__(self, target: Any, gate: int | float, steps: StepClock) -> None:
         self.closed = False
-        self.kept: dict[nn.Module, torch.Tensor] = {}
+        self.kept: dict[tuple[Hashable, nn.Module], torch.Tensor] = {}
         self._target, self._gate, self._steps = target, gate, steps
 
     def begin_step(self) -> None:
@@ -40,8 +40,8 @@ class Gating:
             self.kept.clear()
         self.closed = index >= self.first
 
-    def enter_stream(self, key: Any) -> None:
-        """Called by the step clock; both branches are kept in one place."""
+    def enter_stream(self, key: Hashable) -> None:
+        """Called by the step clock, which knows the stream itself."""
 
     @property
     def first(self) -> int:
@@ -62,11 +62,11 @@ class Gating:
             sample = args[0] if args else kwargs["sample"]
             count = len(sample)
             # A stream of its own: what other methods keep of both branches does not fit here.
-            with self._steps.stream(_STREAM):
+            with self._steps.stream((_STREAM, self._steps.key)):
                 if not self.guided:
                     return forward(*args, **kwargs)
                 if count % 2:
-                    raise RuntimeError(
+                    raise ValueError(
                         f"gating: a batch of {count} does not hold two guidance branches"
                     )
                 half = partial(_second_half, count=count)
@@ -82,11 +82,12 @@ class Gating:
         """A cross-attention, whose output is kept until the gate and does for the rest."""
 
         def run(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self.closed and module in self.kept:
-                return self.kept[module]
+            key = self._steps.key
+            if self.closed and (found := self.kept.get((key[1], module))) is not None:
+                return found
             out = forward(hidden_states, *args, **kwargs)
             if not self.closed:
-                self.kept[module] = sum(out.chunk(2)) / 2 if self.guided else out
+                self.kept[key, module] = sum(out.chunk(2)) / 2 if self.guided else out
             return out
 
         return run
@@ -106,8 +107,8 @@ def gating(target: Any, gate: int | float = 0.5) -> Iterator[Gating]:
     to other methods.
 
     Args:
-        target: a diffusers pipeline with two guidance branches or none; or anything with `unet`
-            and `scheduler`, where two branches are taken for granted.
+        target: a diffusers pipeline with two guidance branches in one batch, or with none; or
+            anything with `unet` and `scheduler`, where two branches are taken for granted.
         gate: evaluations before it, 1 or more; or their share of the run, between 0 and 1.
 
     Raises:
@@ -116,7 +117,7 @@ def gating(target: Any, gate: int | float = 0.5) -> Iterator[Gating]:
     gate_step(gate, 1)
     unet, scheduler = find_unet(target)
     check_unet(unet)
-    if hasattr(type(target), "image_guidance_scale"):
+    if hasattr(type(target), "image_guidance_scale") or getattr(target, "branches", 0) > 2:
         raise ValueError(
             f"{type(target).__name__} has three guidance branches: gating is for pipelines of two"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..cost import cost_mode
 from ..cost.modes import uncompiled
 from ..sampling.steps import StepClock, step_clock
 from .adaptor import SHARES, embedded_adaptor, load_adaptor, make_adaptor
-from .clock import Clock, Drift, Moment, parse_clock
+from .clock import Clock, Drift, Moment, parse_clock, planned
 from .context import Context, Slot
 from .cut import Cut, Encoder, check_unet
 from .predictor import Extrapolation
@@ -151,6 +152,11 @@ def _move(slot: Slot) -> float | None:
     now, before = slot.r_in, slot.before
     if now is None or before is None:
         return None
+    if now.is_meta:
+        raise ValueError(
+            "clock drift: it decides by what the features hold, which meta tensors do not; count a "
+            "clock that is known beforehand"
+        )
     now, before = now.detach().float(), before.detach().float()
     return float((now - before).norm() / before.norm().clamp_min(1e-12))
 
@@ -173,6 +179,8 @@ def reuse(target: Any, cut: Cut, clock: Any, predictor: Any = "identity") -> Ite
             `ResNetAdaptor`), which is brought to the UNet's device and precision; or an
             `Extrapolation`.
 
+    Warns of an adaptor that was trained for full passes at other steps.
+
     Raises:
         ValueError: a transformer or another network without such blocks, a cut, clock or predictor
             that does not fit it, or a UNet that a reuse method is attached to already.
@@ -190,6 +198,7 @@ def reuse(target: Any, cut: Cut, clock: Any, predictor: Any = "identity") -> Ite
             "the cut at the encoder leaves no features before it, which learned predictors and the "
             "clock by drift need"
         )
+    _tell_of_another_clock(found, clock)
     with ExitStack() as stack:
         steps = stack.enter_context(step_clock(scheduler)) if scheduler else StepClock()
         method = Reuse(target, cut, clock, found, steps)
@@ -220,6 +229,19 @@ def find_unet(target: Any) -> tuple[Any, Any]:
             "UNets (SD 1.x, SD 2.x, SDXL, InstructPix2Pix) for now"
         )
     raise ValueError(f"{name} has no UNet whose features could be reused")
+
+
+def _tell_of_another_clock(predictor: Predictor, clock: Clock) -> None:
+    trained = getattr(predictor, "trained", None)
+    if not trained or isinstance(clock, Drift):
+        return
+    steps, full = trained["steps"], trained["full"]
+    if [i for i, each in enumerate(planned(clock, steps), start=1) if each] != full:
+        warnings.warn(
+            f"the adaptor was trained for full passes at steps {full} of {steps}: under another "
+            "clock it may predict worse than the identity",
+            stacklevel=5,
+        )
 
 
 def _parse_predictor(predictor: Any, unet: Any, cut: Cut) -> Predictor:

@@ -140,9 +140,12 @@ def _encoder_part(context: Context, number: int, is_down: bool, forward: Forward
         if context.full:
             out = forward(*args, **kwargs)
             site.value = out[1] if is_down else (out,)
+            site.value = (*site.value[:-1], site.value[-1].clone())
             return out
-        # A down block returns its last skip connection, and all of them.
-        return (site.value[-1], site.value) if is_down else site.value[0]
+        # A copy: a T2I-Adapter adds to it in place. A down block returns its last skip connection
+        # and all of them.
+        last = site.value[-1].clone()
+        return (last, (*site.value[:-1], last)) if is_down else last
 
     return run
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .clock import Clock, Drift, Moment, parse_clock
+from .clock import Clock, Drift, parse_clock, planned
 from .cut import Stage
 from .observation import Observation, observe
 
@@ -36,10 +36,7 @@ def planned_passes(clock: Any, total: int) -> list[bool]:
     known: Clock = parse_clock(clock)
     if isinstance(known, Drift):
         raise ValueError("clock drift: adaptors are trained on steps that are known beforehand")
-    passes = [True]
-    for step in range(1, total):
-        since = 1 + passes[::-1].index(True)
-        passes.append(known.full(Moment(step, total, since)))
+    passes = planned(known, total)
     if all(passes):
         raise ValueError(f"clock={clock}: all of {total} steps run in full, nothing is predicted")
     return passes

@@ -135,7 +135,7 @@ def add_latency(
     axis: str,
     place: Callable[[Row], tuple[str, str] | None],
 ) -> list[Row]:
-    """`cost/seconds_per_image_interleaved`, with its quartiles as the ends, and the time ratio.
+    """`cost/seconds_per_image_interleaved`, its quartiles (`_q25`, `_q75`), and the time ratio.
 
     Args:
         stage, axis: cells of the command `compare`, and the axis that names them.
@@ -153,7 +153,7 @@ def add_latency(
         if found is not None:
             name = f"{_LATENCY}_interleaved"
             row = row | {name: found[_LATENCY]}
-            row |= {f"{name}_lo": found[f"{_LATENCY}_q25"], f"{name}_hi": found[f"{_LATENCY}_q75"]}
+            row |= {f"{name}{end}": found[f"{_LATENCY}{end}"] for end in ("_q25", "_q75")}
             if found.get("cost/time_ratio") is not None:
                 ends = ("", "_lo", "_hi")
                 row |= {f"cost/time_ratio{end}": found.get(f"cost/time_ratio{end}") for end in ends}

@@ -44,7 +44,10 @@ class StepClock:
 
     @property
     def total(self) -> int:
-        """Evaluations in this run. Known for sure from the first `scale_model_input` on."""
+        """Evaluations in this run. Known for sure from the first `scale_model_input` on.
+
+        Those that a pipeline leaves out at the end (SDXL's `denoising_end`) are counted.
+        """
         return len(self._timesteps) - self._begin
 
     @property

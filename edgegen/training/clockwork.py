@@ -81,6 +81,12 @@ class ClockworkModule(lightning.LightningModule):
         else:
             self.adaptor = make_adaptor(teacher.unet, cut, **(adaptor or {}))
         self.adaptor.float().train().requires_grad_(True)
+        self.adaptor.trained = {
+            "steps": teacher.evaluations,
+            "full": [i for i, full in enumerate(self.passes, start=1) if full],
+            "scheduler": type(teacher.scheduler).__name__,
+            "guidance": teacher.guidance,
+        }
 
     @property
     def teacher(self) -> Teacher:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from reuse_models import LAYOUTS, TOKENS, WIDTH, draw, full_size, make_pipe, make_unet
+from safetensors.torch import save_file
 
-from edgegen import assets
+from edgegen import assets, load
 from edgegen.reuse import (
     Branch,
     ResNetAdaptor,
@@ -16,6 +18,7 @@ from edgegen.reuse import (
     load_adaptor,
     make_adaptor,
     observe,
+    reuse,
     save_adaptor,
 )
 from edgegen.reuse.adaptor import INPUTS
@@ -153,6 +156,35 @@ def test_saved_and_loaded(saved: tuple[Path, Any, ResNetAdaptor]) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     with clockwork(unet, 2, path, stage=2) as method:
         assert torch.equal(method.predictor.conv_in.weight, adaptor.conv_in.weight)
+
+
+def test_another_clock_than_it_was_trained_for(saved: tuple[Path, Any, ResNetAdaptor]) -> None:
+    path, unet, adaptor = saved
+    adaptor.trained = {"steps": 6, "full": [1, 3, 5], "scheduler": "DDIMScheduler", "guidance": 3}
+    save_adaptor(adaptor, path, unet, Stage(2))
+    assert load_adaptor(path, unet, Stage(2)).trained == adaptor.trained
+    for clock in (2, {"reuse": [2, 4, 6]}, {"full": [1, 3, 5, 7, 9]}, {"drift": 0.1}):
+        with warnings.catch_warnings(), reuse(unet, Stage(2), clock, path):
+            warnings.simplefilter("error")
+    for other in (3, {"span": 2}):
+        with (
+            pytest.warns(UserWarning, match=r"full passes at steps \[1, 3, 5\] of 6"),
+            reuse(unet, Stage(2), other, path),
+        ):
+            pass
+
+
+def test_a_file_of_another_layout(saved: tuple[Path, Any, ResNetAdaptor]) -> None:
+    path, unet, _ = saved
+    for about in ("{}", '{"base": {}, "cut": {"level": 2}}', "[]"):
+        save_file({"x": torch.zeros(1)}, path, metadata={"edgegen_adaptor": about})
+        with pytest.raises(ValueError, match="no adaptor written by save_adaptor"):
+            load_adaptor(path, unet, Stage(2))
+
+
+def test_what_the_package_holds_fits_what_it_ships() -> None:
+    with clockwork(load("emoji"), predictor="learned") as method:
+        assert isinstance(method.predictor, ResNetAdaptor)
 
 
 def test_the_package_holds_adaptors(

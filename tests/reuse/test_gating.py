@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from reuse_models import draw, make_pipe, make_unet, texts
+from diffusers import DDIMScheduler
+from reuse_models import BETAS, TOKENS, WIDTH, draw, make_pipe, make_unet, texts
 
 from edgegen.cost import CostTracker
+from edgegen.pipelines.architectures import Architecture
+from edgegen.pipelines.run_cost import run_cost
 from edgegen.reuse import clockwork
 from edgegen.reuse.gating import gating
 
@@ -149,6 +155,51 @@ def test_a_share_of_the_run(pipe: Any) -> None:
             expected = draw(pipe, steps=steps)
         with gating(pipe, share):
             assert torch.equal(draw(pipe, steps=steps), expected)
+
+
+def test_streams_share_nothing(pipe: Any) -> None:
+    """Two chunks of frames in one loop come out as each does in a loop of its own."""
+    pipe.scheduler = DDIMScheduler(**BETAS, clip_sample=False)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(4, 4, 8, 8, generator=generator)
+    text = torch.randn(2, TOKENS, WIDTH, generator=generator)
+
+    @torch.no_grad()
+    def denoise(chunks: list[torch.Tensor], others: list[Any]) -> list[torch.Tensor]:
+        with ExitStack() as stack:
+            attached = [stack.enter_context(method(pipe)) for method in others]
+            clock = attached[0]._steps
+            pipe.scheduler.set_timesteps(6)
+            for time in pipe.scheduler.timesteps:
+                outs = []
+                for number, chunk in enumerate(chunks):
+                    with clock.stream(number):
+                        outs.append(pipe.unet(chunk, time, text).sample)
+                joint = pipe.scheduler.step(torch.cat(outs), time, torch.cat(chunks))
+                chunks = list(joint.prev_sample.split(2))
+        return chunks
+
+    one, two = noise[:2], noise[2:]
+    gate = partial(gating, gate=2)
+    for others in ([gate], [gate, partial(clockwork, clock=2)]):
+        together = denoise([one, two], others)
+        (first,), (second,) = denoise([one], others), denoise([two], others)
+        assert torch.equal(together[0], first)
+        assert torch.equal(together[1], second)
+
+
+def test_counted_from_an_architecture_alone() -> None:
+    config = {"_class_name": "UNet2DConditionModel", **make_unet().config}
+    found = Architecture("x", {"unet": config}, 64, 64)
+    twice = run_cost(found, steps=6, method=gating)["unet"].total.macs_all
+    without = run_cost(found, steps=6, guidance=False, method=gating)["unet"].total.macs_all
+    plain = run_cost(found, steps=6, guidance=False)["unet"].total.macs_all
+    assert without < plain  # the text alone is gated
+    assert twice == plain + (without - plain // 2)  # three steps of two branches, three of one
+    with pytest.raises(ValueError, match="three guidance branches"):
+        run_cost(replace(found, branches=3), steps=6, method=gating)
+    with pytest.raises(ValueError, match="clock drift: it decides by what the features hold"):
+        run_cost(found, steps=6, method=partial(clockwork, clock={"drift": 0.3}))
 
 
 def test_refusals(pipe: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from reuse_models import draw
 
-from edgegen.reuse import Branch, Encoder, Stage, clockwork, reuse
+from edgegen.reuse import Branch, Encoder, Stage, clockwork, faster_diffusion, reuse
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "method"
 NAMES = ("clockwork", "deepcache", "faster_diffusion")
@@ -49,14 +49,19 @@ def test_defaults_are_the_functions(pipe: Any) -> None:
 )
 def test_overrides(pipe: Any, typed: str, clock: Any) -> None:
     config = compose(
-        "+method=[clockwork,deepcache]",
+        "+method=[clockwork,deepcache,faster_diffusion]",
         f"method.clockwork.clock={typed}",
+        f"method.faster_diffusion.clock={typed}",
         "method.clockwork.predictor=linear",
         "method.clockwork.stage=2",
     )
-    assert set(config) == {"clockwork", "deepcache"}
+    assert set(config) == {"clockwork", "deepcache", "faster_diffusion"}
     assert OmegaConf.to_container(config.clockwork)["_partial_"] is True
     with clockwork(pipe, clock, "linear", stage=2):
         expected = draw(pipe)
     with hydra.utils.instantiate(config.clockwork)(pipe):
+        assert torch.equal(draw(pipe), expected)
+    with faster_diffusion(pipe, clock):
+        expected = draw(pipe)
+    with hydra.utils.instantiate(config.faster_diffusion)(pipe):
         assert torch.equal(draw(pipe), expected)

@@ -128,7 +128,7 @@ def test_sizes_and_batches_change_between_runs(method: Method) -> None:
     ids=str,
 )
 def test_reuse_of_unchanged_features_changes_nothing(cut: Any, size: tuple[int, int]) -> None:
-    """At the same inputs a reuse pass is the full pass to the bit, with ControlNet's residuals."""
+    """At the same inputs a reuse pass is the full pass to the bit, with residuals of others too."""
     unet = make_unet((1, 1, 1, 0), layers_per_block=1)
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(2, 4, *size, generator=generator)
@@ -138,22 +138,36 @@ def test_reuse_of_unchanged_features_changes_nothing(cut: Any, size: tuple[int, 
         module.register_forward_hook(lambda _, __, out: shapes.append(_last(out).shape))
         for module in _skip_makers(unet)
     ]
-    for control in (False, True):
+
+    def evaluate(**more: Any) -> torch.Tensor:
+        # UNets take what a T2I-Adapter gives out of the list.
+        given = {key: list(v) if isinstance(v, list) else v for key, v in more.items()}
+        return unet(sample, 300, text, **given).sample
+
+    for control in ("", "ControlNet", "T2I-Adapter"):
         with torch.no_grad():
-            plain = unet(sample, 300, text).sample
+            evaluate()
             for handle in handles:
                 handle.remove()
             more: dict[str, Any] = {}
-            if control:
+            if control == "ControlNet":
                 added = [torch.randn(shape, generator=generator) for shape in shapes]
                 more["down_block_additional_residuals"] = added[:-1]
                 more["mid_block_additional_residual"] = added[-1]
-                plain = unet(sample, 300, text, **more).sample
+            elif control == "T2I-Adapter":
+                sizes = [size]
+                for _ in range(3):
+                    sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
+                more["down_intrablock_additional_residuals"] = [
+                    torch.randn(2, channels, *each, generator=generator)
+                    for channels, each in zip((16, 32, 32, 32), sizes, strict=True)
+                ]
+            plain = evaluate(**more)
             with reuse(unet, cut, clock=2) as method:
-                method.steps.reset([300.0, 300.0])
-                for full in (True, False):
+                method.steps.reset([300.0] * 4)
+                for full in (True, False, True, False):
                     assert method.context.full == full
-                    assert torch.equal(unet(sample, 300, text, **more).sample, plain)
+                    assert torch.equal(evaluate(**more), plain)
                     method.steps.tick()
 
 

@@ -124,7 +124,7 @@ def test_times_come_from_the_comparison(tmp_path):
     found = add_latency(rows, tmp_path, "latency", "steps", place)
     name = "cost/seconds_per_image_interleaved"
     assert [row.get(name) for row in found] == [None, 2.0, 1.0, None]
-    assert (found[2][f"{name}_lo"], found[2][f"{name}_hi"]) == (0.9, 1.1)
+    assert (found[2][f"{name}_q25"], found[2][f"{name}_q75"]) == (0.9, 1.1)
     assert [row.get("cost/time_ratio") for row in found] == [None, None, 0.5, None]
 
 

@@ -195,6 +195,9 @@ def test_exported_it_says_the_same(prompts: Callable[..., PromptData], tmp_path:
     trained.export(tmp_path / "model", None)
     path = tmp_path / "model" / "adaptor.safetensors"
     loaded = load_adaptor(path, taught.unet, Stage())
+    steps = {"steps": taught.evaluations, "full": [*range(1, taught.evaluations + 1, 2)]}
+    how = {"scheduler": type(taught.scheduler).__name__, "guidance": taught.guidance}
+    assert loaded.trained == steps | how
     given = {
         "r_in": torch.randn(2, 8, 4, 4),
         "r_out": torch.randn(2, 16, 4, 4),
