@@ -97,8 +97,8 @@ OWN = (
 UNTRAINED = ("plain", "identity", "linear", "quadratic")
 TWINS = "default < default, other seed"
 NOTE = (
-    "`default`: an adaptor at clock 2, stage 1, 8 steps of DPM-Solver++, trained on the model's own "
-    "trajectories, with all inputs. In brackets: 95 % intervals over prompts, of one training each. "
+    "`default`: an adaptor at clock 2, stage 1, 8 steps of DPM-Solver++, trained on the model's "
+    "own trajectories, with all inputs. In brackets: 95 % intervals over prompts, of one training. "
 )
 Rows = list[dict[str, Any]]
 

@@ -31,7 +31,9 @@ def met(row: dict[str, Any]) -> str:
     if row["method"] == "plain":
         return "–"
     share = row["tflops_ratio"]
-    return "yes" if row["ratio_hi"] <= share else "no" if row["ratio_lo"] > share else "within noise"
+    if row["ratio_hi"] <= share:
+        return "yes"
+    return "no" if row["ratio_lo"] > share else "within noise"
 
 
 def figures(rows: Rows) -> dict[str, Figure]:
