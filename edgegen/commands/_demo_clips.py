@@ -29,6 +29,7 @@ from ._model import quiet
 from ._numbers import read_number, whole_number
 
 _CLIP = assets.ROOT / "clips" / "big_buck_bunny.mp4"
+_EDITOR = "emoji-edit"
 _CREDIT = "Source: Big Buck Bunny, © 2008 Blender Foundation, CC-BY 3.0; reduced and shortened."
 
 
@@ -43,13 +44,11 @@ def check_clips(cfg: DictConfig) -> None:
 def make_clips(cfg: DictConfig, run: Run) -> list[ReportClip]:
     """One clip an instruction, source and result side by side; those that are there are taken.
 
-    None at all without instructions, or where the editor is an embedded one that this package does
-    not hold.
+    None at all without instructions, or where the package does not hold its editor. Raises
+    ValueError or FileNotFoundError for another editor that is not there.
     """
     name = str(cfg.editor)
-    if not cfg.instructions:
-        return []
-    if name not in assets.model_names() and not Path(name).expanduser().exists():
+    if not cfg.instructions or (name == _EDITOR and name not in assets.model_names()):
         return []
     with quiet():
         device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")

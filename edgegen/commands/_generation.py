@@ -19,7 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from ..api import Method
+from ..data.painting import PaintedCrops
 from ..pipelines.fingerprint import WEIGHT_ENDINGS
+from ..pipelines.recommended import read_sampling
 from ..pipelines.schedulers import scheduler_config
 from ..runs.environment import code_version, sha256
 from ..runs.generation import GenerationCost
@@ -29,9 +31,10 @@ from ..runs.record import Run
 from ..sampling.generate import cut_off, default_guidance, default_size, read_image, sample
 from ..sampling.guidance import EDIT_SCALES
 from ._model import load_model, load_options, quiet
-from ._numbers import read_number
+from ._numbers import read_number, whole_number
 from ._prompts import check_unicode
 
+_EDIT_STEPS = 10
 _CUTS_SHOWN = 3  # on stderr
 _CUTS_KEPT = 1000  # in run.json
 
@@ -253,9 +256,15 @@ def guidance_scale(cfg: DictConfig, pipe: DiffusionPipeline) -> float:
 
 
 def _typed_or_own(cfg: DictConfig, key: str) -> Any:
-    """A setting as typed, else the model's own; None where neither says."""
-    value = cfg.get(key)
-    return (cfg.get("model") or {}).get(key) if value is None else value
+    """A setting as typed, else the model's own; None where neither says.
+
+    Its own is what its config says, else the `sampling.json` in its folder.
+    """
+    model = cfg.get("model") or {}
+    for value in (cfg.get(key), model.get(key)):
+        if value is not None:
+            return value
+    return read_sampling(model.get("source")).get(key)
 
 
 def image_guidance(cfg: DictConfig) -> float | None:
@@ -275,6 +284,23 @@ def edit_scales(cfg: DictConfig) -> dict[str, float]:
         value = _typed_or_own(cfg, key)
         found[key] = read_number({key: usual if value is None else value}, key)
     return found
+
+
+def edit_steps(cfg: DictConfig) -> int:
+    """`steps` of an edit: as typed, the model's own, or 10."""
+    value = _typed_or_own(cfg, "steps")
+    return whole_number({"steps": _EDIT_STEPS if value is None else value}, "steps", 1)
+
+
+def crops_of(cfg: DictConfig, size: int) -> PaintedCrops:
+    """The held-out crops in `cfg.crops`. Raises ValueError for another size than the drawings'."""
+    crops = PaintedCrops(cfg.crops, "held_out")
+    if crops.size != size:
+        raise ValueError(
+            f"crops={cfg.crops}: has pictures of {crops.size} pixels; with size={size} they must "
+            "have as many (build_edits, size=…)"
+        )
+    return crops
 
 
 def load_pipeline(cfg: DictConfig, steps: int) -> DiffusionPipeline:

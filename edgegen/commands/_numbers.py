@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 
-def whole_number(cfg: DictConfig, key: str, least: int) -> int:
+def whole_number(cfg: Mapping[str, Any] | DictConfig, key: str, least: int) -> int:
     """The setting `key`. Raises ValueError, naming it, unless it is a whole number ≥ `least`."""
     value = cfg[key]
     if not isinstance(value, int) or isinstance(value, bool) or value < least:

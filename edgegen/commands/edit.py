@@ -20,7 +20,14 @@ from ..runs.environment import sha256
 from ..runs.record import Run
 from ..sampling.generate import cut_off
 from ..video import Edited, VideoEditor
-from ._generation import edit_scales, method_settings, methods_of, model_files, read_text
+from ._generation import (
+    edit_scales,
+    edit_steps,
+    method_settings,
+    methods_of,
+    model_files,
+    read_text,
+)
 from ._main import command
 from ._model import load_model, quiet
 from ._numbers import flag, read_number, whole_number
@@ -30,6 +37,8 @@ from ._numbers import flag, read_number, whole_number
 def main(cfg: DictConfig, run: Run) -> None:
     """Edit the video that the settings name, and keep the record."""
     source, instruction = _required(cfg, "video"), _required(cfg, "instruction")
+    if cfg.output is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("output is required where several processes share the work")
     output = _output(cfg, run, Path(source).expanduser())
     pipe = load_editor(cfg)
     methods = methods_of(cfg)
@@ -50,7 +59,7 @@ def main(cfg: DictConfig, run: Run) -> None:
         "audio": flag(cfg, "audio"),
         "codec": read_text(cfg, "codec"),
         "resume": flag(cfg, "resume"),
-        "steps": whole_number(cfg, "steps", 1),
+        "steps": edit_steps(cfg),
         **edit_scales(cfg),
         "strength": read_number(cfg, "strength"),
         "negative": read_text(cfg, "negative_prompt") or "",
@@ -64,7 +73,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     start = time.perf_counter()
     with apply(pipe, methods), CostTracker(pipe) as cost, quiet(), bar:
         made = _edit(editor, source, output, instruction, attached, bar, settings)
-    _record(cfg, run, pipe, made, time.perf_counter() - start, bar.done, cost)
+    _record(cfg, run, pipe, made, time.perf_counter() - start, bar, cost)
     if _first_process():
         print(f"{made.frames} frames of {made.width}×{made.height} in {made.output}")
 
@@ -96,7 +105,7 @@ def _record(
     pipe: DiffusionPipeline,
     made: Edited,
     seconds: float,
-    frames: float,
+    bar: _Bar,
     cost: CostTracker,
 ) -> None:
     source = Path(cfg.video).expanduser()
@@ -112,7 +121,7 @@ def _record(
     run.log(
         {
             "run/frames": made.frames,
-            "run/frames_new": frames,
+            "run/frames_new": bar.done,
             "run/anchors": sum(map(len, made.anchors)),
             "run/scenes": len(made.anchors),
             "run/guidance_branches": made.branches,
@@ -121,11 +130,13 @@ def _record(
             "cost/seconds": seconds,
         }
     )
-    if frames < 0.5:
+    if bar.done < 0.5:
         for name in ("seconds_per_frame", "total_tflops_all", "total_tflops_conv_linear"):
             run.note(f"cost/{name}", "all frames were there: nothing was made")
         return
-    run.log({"cost/seconds_per_frame": seconds / frames, **cost.metrics(max(1, round(frames)))})
+    everyone = made.frames * bar.done / bar.total  # the other processes' too
+    run.log({"cost/seconds_per_frame": seconds / everyone})
+    run.log(cost.metrics(max(1, round(bar.done))))
 
 
 class _Bar:
@@ -133,7 +144,7 @@ class _Bar:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self.done = 0.0
+        self.done, self.total = 0.0, 1
         self._bar: tqdm[Any] | None = None
 
     def update(self, frames: float, total: int) -> None:
@@ -146,7 +157,7 @@ class _Bar:
                 bar_format=layout + "{rate_fmt}]",
                 disable=not _first_process(),
             )
-        self.done += frames
+        self.done, self.total = self.done + frames, total
         self._bar.update(frames)
 
     def __enter__(self) -> _Bar:

@@ -15,7 +15,6 @@ from PIL import Image
 from ..api import apply
 from ..data.edit_pairs import CropSources, EmojiSources, Sources
 from ..data.held_out_pairs import held_out_pairs
-from ..data.painting import PaintedCrops
 from ..metrics.quality.edit_score import EditScore
 from ..metrics.quality.efflite0 import EffLite0
 from ..pipelines.checkpoints import one_line
@@ -28,7 +27,15 @@ from ..runs.record import Run
 from ..sampling.generate import default_size
 from ._domain import read_domain
 from ._edited import Ask, asks_of, draw_edits, score
-from ._generation import edit_scales, methods_of, model_files, model_settings, read_text
+from ._generation import (
+    crops_of,
+    edit_scales,
+    edit_steps,
+    methods_of,
+    model_files,
+    model_settings,
+    read_text,
+)
 from ._main import command
 from ._model import load_model
 from ._numbers import flag, whole_number
@@ -43,21 +50,20 @@ _LOGGED = ("model_sha256", "vae", "renderer", *_SAMPLING)
 def main(cfg: DictConfig, run: Run) -> None:
     """Edit held-out pictures, judge them group by group, and show a random part of each."""
     flag(cfg, "log_looks")
-    for key in ("n", "steps", "batch_size", "resamples"):
+    for key in ("n", "batch_size", "resamples"):
         whole_number(cfg, key, 1)
     for key in ("n_ambiguous", "seed", "shown"):
         whole_number(cfg, key, 0)
     if cfg.split not in ("dev", "test"):
         raise ValueError(f"split={cfg.split}: allowed are dev, test")
-    scales = edit_scales(cfg)
+    sampling = {"steps": edit_steps(cfg), **edit_scales(cfg)}
     pipe = _load(cfg)
     renderer = _renderer(cfg, pipe)
     groups = _groups(cfg, pipe)
     methods = methods_of(cfg)
     settings = {
         **model_settings(cfg, pipe),
-        "steps": cfg.steps,
-        **scales,
+        **sampling,
         "seed": cfg.seed,
     }
     judge = EffLite0().to(pipe.device)
@@ -117,7 +123,7 @@ def _groups(cfg: DictConfig, pipe: DiffusionPipeline) -> dict[str, list[Ask]]:
     emoji = read_domain(cfg, tones=True)
     sources: dict[str, Sources] = {"emoji": EmojiSources(emoji, "concepts", size)}
     if cfg.crops is not None:
-        sources["natural"] = CropSources(PaintedCrops(cfg.crops, "held_out"))
+        sources["natural"] = CropSources(crops_of(cfg, size))
     groups: dict[str, list[Ask]] = {}
     for kind, each in sources.items():
         pairs = {

@@ -21,12 +21,12 @@ from ..api import apply
 from ..cost import CostTracker
 from ..data.edit_pairs import CropSources, EmojiSources, Sources
 from ..data.moving_stills import MovingStill
-from ..data.painting import PaintedCrops
 from ..media.clips import open_clip
 from ..metrics.quality.bootstrap import bootstrap_mean
 from ..metrics.quality.efflite0 import EffLite0
 from ..metrics.quality.pictures import as_floats
 from ..metrics.quality.text import load_clip
+from ..metrics.video.flow import require_dis
 from ..runs.atomic import write_atomic
 from ..runs.looks import LOOKS, log_look
 from ..runs.pictures import grid, write_png
@@ -37,7 +37,15 @@ from ..video.frames import scan
 from ._asked import JUDGE, embedded_judge
 from ._domain import read_domain
 from ._filmed import Filmed, RealAsk, ToneAsk, real_asks, tone_asks, trained_subjects
-from ._generation import edit_scales, methods_of, model_files, model_settings, read_text
+from ._generation import (
+    crops_of,
+    edit_scales,
+    edit_steps,
+    methods_of,
+    model_files,
+    model_settings,
+    read_text,
+)
 from ._main import command
 from ._model import quiet
 from ._moving import Ask, AttentionProbe, Shown, anchors_of, asks_of, scores_of
@@ -53,7 +61,7 @@ _CLIPS = 1_000_003  # between the seeds of clips, so that those of two runs hard
 def main(cfg: DictConfig, run: Run) -> None:
     """Edit the clips, measure each, and give means with intervals over subjects."""
     flag(cfg, "log_looks")
-    for key, least in (("n", 1), ("frames", 2), ("chunk", 1), ("steps", 1), ("resamples", 1)):
+    for key, least in (("n", 1), ("frames", 2), ("chunk", 1), ("resamples", 1)):
         whole_number(cfg, key, least)
     for key in ("n_ambiguous", "n_tone", "seed", "attention", "shown"):
         whole_number(cfg, key, 0)
@@ -65,7 +73,7 @@ def main(cfg: DictConfig, run: Run) -> None:
         anchors = OmegaConf.to_container(anchors)
     editor = VideoEditor(pipe, anchors, own=flag(cfg, "own"), chunk=cfg.chunk)
     edit = {
-        "steps": cfg.steps,
+        "steps": edit_steps(cfg),
         **edit_scales(cfg),
         "seed": cfg.seed,  # each clip's own is made of it and its place
         "shared_noise": flag(cfg, "shared_noise"),
@@ -113,7 +121,12 @@ def main(cfg: DictConfig, run: Run) -> None:
         known = np.isfinite(values)
         found = bootstrap_mean(values[known], subjects[known], resamples=cfg.resamples)
         run.log({name: found.value, f"{name}_n": found.n})
-        run.log({f"{name}_lo": found.low, f"{name}_hi": found.high, f"{name}_sd": found.sd})
+        ends = {f"{name}_lo": found.low, f"{name}_hi": found.high, f"{name}_sd": found.sd}
+        if len(set(subjects[known])) > 1:
+            run.log(ends)
+        else:
+            for end in ends:
+                run.note(end, "of one subject: there is nothing to draw an interval from")
     work.log(run)
     write_atomic(run.dir / "scores.csv", _csv(rows, names))
     if shown:
@@ -201,7 +214,7 @@ def _asks(cfg: DictConfig, size: int) -> list[AnyAsk]:
     emoji = read_domain(cfg, tones=True)
     sources: dict[str, Sources] = {"emoji": EmojiSources(emoji, "concepts", size)}
     if cfg.crops is not None:
-        sources["natural"] = CropSources(PaintedCrops(cfg.crops, "held_out"))
+        sources["natural"] = CropSources(crops_of(cfg, size))
     asks: list[AnyAsk] = []
     for kind, each in sources.items():
         asks += asks_of(each, kind, cfg.split, cfg.n, ambiguous=False)
@@ -214,6 +227,8 @@ def _asks(cfg: DictConfig, size: int) -> list[AnyAsk]:
     asks += real_asks(list(cfg.real))
     if not asks:
         raise ValueError(f"split={cfg.split}: no pair in it; allowed are dev, test")
+    if cfg.n_tone or cfg.real:
+        require_dis()
     return asks
 
 

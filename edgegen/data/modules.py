@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -87,14 +88,14 @@ class Views(Dataset):
 
 
 class PictureData(StreamDataModule):
-    """(3, 64, 64) pictures in [-1, 1] for the autoencoder: emoji on any background, and crops.
+    """(3, size, size) pictures in [-1, 1] for the autoencoder: emoji on any background, and crops.
 
     Args:
         emoji: path of the dataset file; None for the embedded one.
         photo_folders: more folders of pictures and videos, beside the packaged photographs.
         exclude: glob patterns of file names to leave out.
         photo_fraction: share of crops in the stream.
-        size: side of the pictures in pixels.
+        size: side of the pictures in pixels; drawings have 64 and are resized.
 
     Validation sets: ``emoji`` (held-out concepts, white background) and ``photos`` (crops of
     held-out photographs and clips).
@@ -110,9 +111,10 @@ class PictureData(StreamDataModule):
         exclude: Sequence[str] = (),
         photo_fraction: float = 0.5,
         validation_samples: int = 256,
+        size: int = 64,
     ) -> None:
         super().__init__(batch_size, seed, workers)
-        self.emoji, self.photo_fraction = EmojiSet(emoji), photo_fraction
+        self.emoji, self.photo_fraction, self.size = EmojiSet(emoji), photo_fraction, size
         self.files = photos.packaged_photos() + photos.find_media(photo_folders, exclude)
         self.validation_samples = validation_samples
 
@@ -120,7 +122,7 @@ class PictureData(StreamDataModule):
         if self.train_set is not None:
             return
         emoji, files = self.emoji, self.files
-        self.rgba = {i: emoji.rgba(i) for i in range(len(emoji))}
+        self.rgba = {i: self._enlarged(emoji.rgba(i)) for i in range(len(emoji))}
         held = [photos.is_held_out(path) for path in files]
         self.frames = [
             f for p, h in zip(files, held, strict=True) if not h for f in photos.read_frames(p)
@@ -139,25 +141,35 @@ class PictureData(StreamDataModule):
         if test:
             rng = np.random.default_rng(0)
             crops = [
-                photos.random_crop(test[i % len(test)], 64, rng)
+                photos.random_crop(test[i % len(test)], self.size, rng)
                 for i in range(self.validation_samples)
             ]
             self.validation_sets["photos"] = Views(crops, to_tensor)
 
+    def _crop(self, rng: np.random.Generator) -> np.ndarray:
+        frame = self.frames[rng.integers(len(self.frames))]
+        return photos.random_crop(frame, self.size, rng)
+
+    def _enlarged(self, rgba: np.ndarray) -> np.ndarray:
+        if self.size == len(rgba):
+            return rgba
+        size = self.size, self.size
+        return np.asarray(Image.fromarray(rgba).resize(size, Image.Resampling.BICUBIC))
+
     def view(self, index: int, rng: np.random.Generator) -> Tensor:
         if self.frames and rng.random() < self.photo_fraction:
-            return to_tensor(
-                photos.random_crop(self.frames[rng.integers(len(self.frames))], 64, rng)
-            )
-        dx, dy = rng.uniform(-8, 8, 2)
+            return to_tensor(self._crop(rng))
+        dx, dy = rng.uniform(-8, 8, 2) * (self.size / 64)
         moved = place(self.rgba[index], rng.uniform(0.6, 1.1), dx, dy, rng.random() < 0.5)
         kind = rng.random()
         if kind < 0.4:
             background = np.array(BACKGROUNDS["white"])
         elif kind < 0.8 or not self.frames:
-            background = random_background(rng, 64)
+            background = random_background(rng, self.size)
         else:
-            background = photos.random_crop(self.frames[rng.integers(len(self.frames))], 64, rng)
+            background = photos.random_crop(
+                self.frames[rng.integers(len(self.frames))], self.size, rng
+            )
         return to_tensor(composite(moved, background))
 
 

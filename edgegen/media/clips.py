@@ -129,7 +129,7 @@ class VideoFile:
             stream.thread_type = "AUTO"
             step = round(1 / (stream.guessed_rate or Fraction(25)) / self.time_base)
             shape: tuple[int, ...] | None = None
-            packets, time = 0, None
+            packets, time, last = 0, None, 0
             for packet in container.demux(stream):
                 packets += packet.size > 0 and not packet.is_corrupt
                 for frame in packet.decode():
@@ -139,7 +139,8 @@ class VideoFile:
                     if given is None:  # raw streams, and some old containers
                         given = 0 if time is None else time + max(1, step)
                     time = given if time is None else max(given, time + 1)
-                    yield Frame(fitted(pixels, shape[:2]), time, frame.duration or 0)
+                    last = frame.duration or 0
+                    yield Frame(fitted(pixels, shape[:2]), time, last)
             if shape is None:
                 raise ValueError(f"{self.name}: holds no frame")
             # What the header promises, where the container has a place for it.
@@ -147,7 +148,8 @@ class VideoFile:
                 raise ValueError(
                     f"{self.name}: cut short: {packets} of {stream.frames} frames are there"
                 )
-            end = float(((time or 0) + 2 * max(1, step)) * self.time_base)
+            # The last frame may be held for longer than the others.
+            end = float(((time or 0) + max(1, step) + max(1, step, last)) * self.time_base)
             if end < _tagged_duration(stream):
                 raise ValueError(
                     f"{self.name}: cut short: ends after {end:.2f} of "

@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from ..assets import model_folder, model_names
 from .checkpoints import read_json
 from .tokenizers import load_tokenizer
+
+# What a noise schedule is made of; the rest of a scheduler's configuration says how to sample.
+_SCHEDULE = (
+    *("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas"),
+    *("prediction_type", "rescale_betas_zero_snr", "steps_offset"),
+)
 
 
 def _folder(folder: str | Path, component: str) -> Path:
@@ -54,3 +60,21 @@ def text_encoder(folder: str | Path) -> CLIPTextModel | CLIPModel:
 def clip_tokenizer(folder: str | Path) -> CLIPTokenizer:
     """The CLIPTokenizer in a folder, in a pipeline's, or of an embedded model."""
     return load_tokenizer(_folder(folder, "tokenizer"))
+
+
+def noise_schedule(folder: str | Path | None = None, **settings: Any) -> DDPMScheduler:
+    """The noise schedule and the prediction type that a model was trained with, for training.
+
+    Args:
+        folder: a pipeline, or an embedded model by name; None for `settings`.
+        settings: of a `DDPMScheduler`, where there is no folder; else they count for nothing.
+
+    Raises FileNotFoundError for a folder without a scheduler.
+    """
+    if folder is None:
+        return DDPMScheduler(**settings)
+    path = _folder(folder, "scheduler") / "scheduler_config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, which would tell the noise schedule")
+    found = {key: value for key, value in read_json(path).items() if key in _SCHEDULE}
+    return DDPMScheduler(**found, clip_sample=False)

@@ -7,7 +7,7 @@ import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,24 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTokenizer
 
 from ..assets import for_people, write_sums
+from .recommended import write_sampling
 
 # What transformers adds about the process that wrote the file.
 _NOT_OF_THE_MODEL = ("is_local", "local_files_only")
 
 
-def save_embedded(pipe: DiffusionPipeline, folder: str | Path) -> Path:
+def save_embedded(
+    pipe: DiffusionPipeline, folder: str | Path, sampling: Mapping[str, Any] | None = None
+) -> Path:
     """Write a pipeline as `edgegen/assets/NAME/` holds it; returns the folder.
 
     A plain diffusers folder with float16 safetensors and `SHA256SUMS`, which diffusers'
     `from_pretrained` loads as float32 without a warning. The pipeline is not changed. Files for
     people (`assets.for_people`) already in the folder stay; everything else in it is replaced, at
     once and only at the end.
+
+    Args:
+        sampling: how it is meant to be sampled from, see `recommended.checked_sampling`.
 
     Raises:
         ValueError: a safety checker is attached, or a weight does not fit float16.
@@ -59,6 +65,8 @@ def save_embedded(pipe: DiffusionPipeline, folder: str | Path) -> Path:
                 _edit(new / name / "tokenizer_config.json", drop=_NOT_OF_THE_MODEL)
         for path in new.rglob("*.json"):
             _edit(path, drop=("_name_or_path",))
+        if sampling is not None:
+            write_sampling(new, sampling)
         write_sums(new)
     return folder
 

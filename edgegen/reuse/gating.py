@@ -83,7 +83,7 @@ class Gating:
 
         def run(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             key = self._steps.key
-            if self.closed and (found := self.kept.get((key[1], module))) is not None:
+            if self.closed and (found := self.kept.get((key[1], module))) is not None:  # type: ignore[index]
                 return found
             out = forward(hidden_states, *args, **kwargs)
             if not self.closed:

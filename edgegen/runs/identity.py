@@ -17,6 +17,8 @@ IMMATERIAL = frozenset({"output_dir", "resume", "log_looks"})
 # The same at any depth: folders that keep what would else be computed again.
 _CACHES = frozenset({"cache", "store"})
 _LONGEST_PATH = 1024
+# Embedded things that are used without their files being named.
+_USED = ("data", "emoji-judge", "adaptors", "animated", "clips")
 # Settings that name weights or data.
 _INPUTS = frozenset(
     {"source", "config", "tokenizer", "vae", "images", "reference", "clip", "backbone", "subject"}
@@ -115,7 +117,7 @@ def _path(value: str) -> Path | None:
 @lru_cache(maxsize=1)
 def _embedded() -> dict[str, str]:
     """The lists of checksums of what is used without its file being named."""
-    lists = (assets.ROOT / name / assets.SUMS for name in ("data", "emoji-judge", "adaptors"))
+    lists = (assets.ROOT / name / assets.SUMS for name in _USED)
     return {path.parent.name: sha256(path) for path in lists if path.is_file()}
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 EDIT_SCALES = (7.5, 1.5)
-"""Guidance by instruction and by picture at which an editor that takes them as inputs needs none;
-the defaults of diffusers' InstructPix2Pix pipeline."""
+"""Guidance by instruction and by picture where a model says nothing; the defaults of diffusers'
+InstructPix2Pix pipeline."""
 _LEAST_EDIT_WIDTH = 8
 
 
@@ -75,21 +75,21 @@ def guidance_input(unet: Any, scale: float, count: int) -> dict[str, Tensor]:
 def edit_guidance_embedding(scale: Tensor, image_scale: Tensor, width: int) -> Tensor:
     """Features of an editor's two scales, (B,) each to (B, width).
 
-    Half of them of each scale, as `guidance_embedding` makes them, less those of `EDIT_SCALES`: at
-    these they are zero. So diffusers' InstructPix2Pix pipeline, which knows of no such input, draws
-    at these scales when it is called with `guidance_scale=1`.
+    Half of them of each scale, as `guidance_embedding` makes them. They are never all zero, which
+    is what a network sees that is told nothing: diffusers' own InstructPix2Pix pipeline knows of no
+    such input.
 
     Raises ValueError for a width below 8.
     """
     if width < _LEAST_EDIT_WIDTH:
         raise ValueError(f"width={width}: must be {_LEAST_EDIT_WIDTH} or more")
-    halves = []
-    for value, usual, size in zip(
-        (scale, image_scale), EDIT_SCALES, (width - width // 2, width // 2), strict=True
-    ):
-        features = guidance_embedding(torch.cat([value, value.new_tensor([usual])]), size)
-        halves.append(features[:-1] - features[-1:])
-    return torch.cat(halves, 1)
+    return torch.cat(
+        [
+            guidance_embedding(scale, width - width // 2),
+            guidance_embedding(image_scale, width // 2),
+        ],
+        1,
+    )
 
 
 @contextmanager

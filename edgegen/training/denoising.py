@@ -24,6 +24,7 @@ from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from ..losses.diffusion import denoising_loss, diffuse, shift_time
 from ..pipelines.layout import channels_last
+from ..pipelines.recommended import checked_sampling
 from ..pipelines.save import save_embedded
 from .optimization import optimizer_and_schedule, step_generator
 
@@ -60,6 +61,8 @@ class DenoisingModule(lightning.LightningModule):
         eager_attention: plain matrix products while training; on CPUs the fused kernel's backward
             pass is slower than theirs at these sizes.
         seed: of noise and timesteps.
+        sampling: how what is exported is meant to be sampled from, which goes with it: `steps`,
+            `guidance`, `image_guidance`, see `pipelines.recommended`.
     """
 
     alpha_bar: Tensor
@@ -77,8 +80,10 @@ class DenoisingModule(lightning.LightningModule):
         text_lr: float | None = None,
         eager_attention: bool = False,
         seed: int = 0,
+        sampling: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
+        self.sampling = checked_sampling(sampling or {}, "module.sampling")
         if not shift > 0:
             raise ValueError(f"module.shift={shift}: must be above 0; 1 draws all steps alike")
         self.unet = channels_last(unet)
@@ -219,7 +224,7 @@ class DenoisingModule(lightning.LightningModule):
 
     def export(self, folder: Path, data: Any) -> None:
         """Save the pipeline as a plain diffusers folder in float16."""
-        save_embedded(self.pipeline(data), folder)
+        save_embedded(self.pipeline(data), folder, self.sampling or None)
 
     def configure_optimizers(self) -> Any:
         text = {}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..losses.diffusion import denoising_loss, diffuse, leap_target, parts_of
 from ..sampling.guidance import edit_guidance_embedding, guidance_embedding
 from .denoising import TaughtModule
-from .guidance import draw_scales, scale_range
+from .guidance import UNTOLD, draw_scales, draw_told, scale_range
 
 
 class FewStepModule(TaughtModule):
@@ -40,6 +40,8 @@ class FewStepModule(TaughtModule):
         steps: of the student, 1 or more; a divisor of half the training steps.
         scale, image_scale: for networks that take guidance as an input: numbers, or the ends of
             ranges from which they are drawn for every sample.
+        untold: share of samples of an editor for which it is told neither, as in its training.
+        guided: whether the teacher has its guidance inside, where it takes none as an input.
         options: further arguments of `DenoisingModule`.
 
     Raises:
@@ -59,6 +61,8 @@ class FewStepModule(TaughtModule):
         steps: int,
         scale: float | Sequence[float] = 7.5,
         image_scale: float | Sequence[float] = 1.5,
+        untold: float = UNTOLD,
+        guided: bool = False,
         **options: Any,
     ) -> None:
         own, theirs = (
@@ -78,7 +82,13 @@ class FewStepModule(TaughtModule):
         self.steps = steps
         self.width: Any = own[2]
         self.scales = scale_range("scale", scale), scale_range("image_scale", image_scale)
+        self.untold = untold
         self.edits = own[0] == 2 * own[1]
+        if self.width is None and not guided:
+            raise ValueError(
+                "teacher: takes no guidance as an input, so it may need three branches or two: "
+                "distill it first, or say module.guided=true where it has its guidance inside"
+            )
         self.kind = (
             StableDiffusionInstructPix2PixPipeline if self.edits else StableDiffusionPipeline
         )
@@ -131,7 +141,8 @@ class FewStepModule(TaughtModule):
             for place, ends in enumerate(self.scales)
         )
         if self.edits:
-            return edit_guidance_embedding(scale, image_scale, self.width)
+            told = draw_told(self, self.untold, count, batch_idx)
+            return edit_guidance_embedding(scale, image_scale, self.width) * told[:, None]
         return guidance_embedding(scale, self.width)
 
     def pipeline(self, data: Any) -> DiffusionPipeline:

@@ -13,14 +13,18 @@ from torch import Tensor, nn
 from ..losses.diffusion import diffuse, weighted_error
 from ..pipelines.variants import with_guidance_input
 from ..sampling.guidance import (
+    EDIT_SCALES,
     edit_guidance_embedding,
     guidance_embedding,
     guide,
     guide_edit,
 )
-from .denoising import TaughtModule
+from .denoising import DenoisingModule, TaughtModule
 from .editing import EditingModule
 from .optimization import step_generator
+
+UNTOLD = 0.1
+_USUAL = dict(zip(("guidance", "image_guidance"), EDIT_SCALES, strict=True))
 
 
 class _Guided(TaughtModule):
@@ -121,9 +125,10 @@ class EditGuidanceModule(_Guided, EditingModule):
         unet, teacher, clip, tokenizer, scheduler, optimizer, options: as of `GuidanceModule`.
         scale, image_scale: of guidance by instruction and by picture, s_T and s_I: numbers; or the
             ends of ranges, from which they are drawn for every sample: the student then gets both
-            as inputs, see `sampling.guidance.edit_guidance`, and without them (as in diffusers' own
-            pipeline with `guidance_scale=1`) behaves as at `EDIT_SCALES`.
+            as inputs, see `sampling.guidance.edit_guidance`.
         width: of the features of both scales together.
+        untold: share of samples for which it gets neither and learns the scales of `sampling`: as
+            in diffusers' own pipeline with `guidance_scale=1`.
 
     Raises:
         ValueError: other scales, a teacher that is guided already, or `text_lr`.
@@ -140,13 +145,20 @@ class EditGuidanceModule(_Guided, EditingModule):
         scale: float | Sequence[float] = 7.5,
         image_scale: float | Sequence[float] = 1.5,
         width: int = 512,
+        untold: float = UNTOLD,
         **options: Any,
     ) -> None:
         self.scales = scale_range("scale", scale), scale_range("image_scale", image_scale)
         drawn = any(low < high for low, high in self.scales)
+        self.untold = untold
         if drawn:
             unet = with_guidance_input(unet, width)  # type: ignore[arg-type]
         super().__init__(unet, teacher, tokenizer, clip, scheduler, optimizer, **options)
+        if not drawn and self.sampling.get("guidance", 1) != 1:
+            raise ValueError(
+                f"module.sampling.guidance={self.sampling['guidance']:g}: the student has its "
+                "guidance inside: must be 1"
+            )
         self.width = width if drawn else None
 
     def on_fit_start(self) -> None:
@@ -171,11 +183,14 @@ class EditGuidanceModule(_Guided, EditingModule):
             draw_scales(self, ends, self.seed + 1 + place, len(target), batch_idx)
             for place, ends in enumerate(self.scales)
         ]
-        neither, image, both = self._branches(*three, 3)
-        wanted = guide_edit(neither, image, both, scales[0], scales[1])
         condition = None
         if self.width is not None:
-            condition = edit_guidance_embedding(scales[0], scales[1], self.width)
+            told = draw_told(self, self.untold, len(target), batch_idx)
+            condition = edit_guidance_embedding(scales[0], scales[1], self.width) * told[:, None]
+            usual = [self.sampling.get(key, each) for key, each in _USUAL.items()]
+            scales = [torch.where(told, *pair) for pair in zip(scales, usual, strict=True)]
+        neither, image, both = self._branches(*three, 3)
+        wanted = guide_edit(neither, image, both, scales[0], scales[1])
         output = self._forward[0](
             seen, timesteps, text, timestep_cond=condition, return_dict=False
         )[0]
@@ -196,6 +211,11 @@ def draw_scales(
     generator = step_generator(module, seed, batch_idx)
     uniform = torch.rand(count, generator=generator, device=module.device)
     return ends[0] + (ends[1] - ends[0]) * uniform
+
+
+def draw_told(module: DenoisingModule, untold: float, count: int, batch_idx: int) -> Tensor:
+    """(count,) bool: which samples of a batch are told their scales, all but a share `untold`."""
+    return draw_scales(module, (0.0, 1.0), module.seed + 3, count, batch_idx) >= untold
 
 
 def scale_range(name: str, scale: Any) -> tuple[float, float]:

@@ -9,13 +9,21 @@ from typing import Any
 
 import torch
 from diffusers import (
+    LatentConsistencyModelPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
 )
 
+from ..pipelines.recommended import sampling_of
 from ..sampling.generate import noise_generator, noise_seed
-from ..sampling.guidance import edit_guidance_embedding, guidance_embedding, guide, guide_edit
+from ..sampling.guidance import (
+    EDIT_SCALES,
+    edit_guidance_embedding,
+    guidance_embedding,
+    guide,
+    guide_edit,
+)
 from ..sampling.steps import StepClock, undriven
 from .attention import Bank, Mode
 
@@ -23,6 +31,7 @@ _EDITORS = (
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionImg2ImgPipeline,
+    LatentConsistencyModelPipeline,
 )
 
 
@@ -34,8 +43,10 @@ class Edit:
         instruction: to an InstructPix2Pix model what to do ("make it winter"); to a plain Stable
             Diffusion model, which edits by img2img, what is to be seen ("a forest in winter").
         steps: denoising steps; for img2img of the whole way, of which `strength` is gone.
-        guidance: weight of the text; None: the pipeline's own.
-        image_guidance: weight of the source picture (InstructPix2Pix).
+        guidance: weight of the text; None: what the model says (`sampling.json` in its folder),
+            else the pipeline's own.
+        image_guidance: weight of the source picture (InstructPix2Pix); None as for the text, 1.5
+            where nothing says.
         strength: 0 to 1, how far from the source (img2img).
         negative: what to steer away from.
         seed: of the noise.
@@ -45,7 +56,7 @@ class Edit:
     instruction: str
     steps: int = 10
     guidance: float | None = None
-    image_guidance: float = 1.5
+    image_guidance: float | None = None
     strength: float = 0.6
     negative: str = ""
     seed: int = 0
@@ -97,8 +108,15 @@ class FrameDenoiser:
         self.device = torch.device(getattr(pipe, "_execution_device", pipe.device))
         self.dtype: torch.dtype = pipe.unet.dtype
         self.follows_source = isinstance(pipe, StableDiffusionInstructPix2PixPipeline)
-        default = inspect.signature(pipe.__call__).parameters["guidance_scale"].default
-        self.guidance = float(default if edit.guidance is None else edit.guidance)
+        usual = inspect.signature(pipe.__call__).parameters["guidance_scale"].default
+        own = {"guidance": usual, "image_guidance": EDIT_SCALES[1]} | sampling_of(pipe)
+        self.guidance, self.image_guidance = (
+            float(own[key] if given is None else given)
+            for key, given in (
+                ("guidance", edit.guidance),
+                ("image_guidance", edit.image_guidance),
+            )
+        )
         self.branches = self._count_branches()
         self.scheduler = self._new_scheduler()
         self.first = self._first_evaluation()
@@ -223,7 +241,7 @@ class FrameDenoiser:
             return out
         if self.follows_source:
             text, image, neither = out.chunk(3)
-            return guide_edit(neither, image, text, self.guidance, self.edit.image_guidance)
+            return guide_edit(neither, image, text, self.guidance, self.image_guidance)
         without, text = out.chunk(2)
         return guide(without, text, self.guidance)
 
@@ -232,7 +250,7 @@ class FrameDenoiser:
             return 1  # distilled: the weight is an input
         if not self.follows_source:
             return 2
-        return 3 if self.edit.image_guidance >= 1 else 1  # as diffusers does
+        return 3 if self.image_guidance >= 1 else 1  # as diffusers does
 
     def _encode_text(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Text features (branches, T, D) in the order of the branches, and the guidance's."""
@@ -247,7 +265,7 @@ class FrameDenoiser:
             return text, None
         scale = torch.tensor([self.guidance], dtype=torch.float64)
         if self.follows_source:
-            by_image = torch.tensor([edit.image_guidance], dtype=torch.float64)
+            by_image = torch.tensor([self.image_guidance], dtype=torch.float64)
             cond = edit_guidance_embedding(scale, by_image, width)
         else:
             cond = guidance_embedding(scale, width)

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..media.clip_writing import check_output, holds_clip, write_clip
 from ..media.clips import Clip, VideoFile, open_clip
+from ..media.pictures import find_pictures
 from ..pipelines.schedulers import scheduler_config
 from ..sampling.generate import default_size
 from ..sampling.steps import step_clock
@@ -58,7 +59,7 @@ class Edited:
 class VideoEditor:
     """Edits videos by instruction, with anchor frames (FAIRY, arXiv 2312.13834).
 
-        editor = VideoEditor(pipe, anchors=3)
+        editor = VideoEditor(edgegen.load("emoji-edit"), anchors=3)
         editor.edit("in.mp4", "out.mp4", "turn it into a painting")
 
     The anchors are denoised together, attending to each other; every other frame attends to the
@@ -167,10 +168,12 @@ class VideoEditor:
 
         with self._at_work(what) as denoiser, shard() as mine, torch.inference_mode():
             denoiser.bank.probe = probe
-            schedule = self._choose(denoiser, scenes, canvas)
+            schedule = mine.agreed(self._choose(denoiser, scenes, canvas))
             scheduler = denoiser.scheduler
             depends = {
                 **asdict(what),
+                "guidance": denoiser.guidance,
+                "image_guidance": denoiser.image_guidance,
                 "source": _fingerprint(clip),
                 "frames": len(found),
                 "size": [canvas.height, canvas.width],
@@ -272,9 +275,12 @@ def _fingerprint(clip: Clip) -> str:
     if path is None:
         return clip.name
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        listed = [(str(file.relative_to(path)), file.stat().st_size) for file in files]
+        listed = [(str(file.relative_to(path)), _sha256(file)) for file in find_pictures(path)]
         return hashlib.sha256(repr(listed).encode()).hexdigest()
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -30,6 +30,13 @@ class Shard:
         """What of the chunks falls to this process."""
         return list(chunks[self.rank :: self.count])
 
+    def agreed(self, value: _T) -> _T:
+        """The first process's value, which counts for all."""
+        values = [value]
+        if self.count > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
     def wait(self) -> None:
         """Until all processes have come here."""
         if self.count > 1:

@@ -39,6 +39,8 @@ BETTER: dict[str, Better] = {
     "video/regret": "lower",
     "video/closed_one": "higher",
     "video/closed_any": "higher",
+    "video/closed_tone": "higher",
+    "video/closed_tone_known": "higher",
     "video/attention_hit": "higher",
 }
 # What each change does: the first row less the second, clip by clip.
@@ -72,7 +74,7 @@ PAIRS = {
     **{
         f"moved pairs {seed} instead of still ones, {anchors}": (
             f"+ fine-tuning {seed}, {anchors}",
-            f"trained on as long, {anchors}",
+            f"trained on as long {seed}, {anchors}",
         )
         for seed in (0, 1)
         for anchors in ("no anchors", "3 anchors")
@@ -105,7 +107,7 @@ def table(rows: Rows) -> str:
         ("Does it do the edit?", EDIT),
         ("Is it steady?", STEADY),
         ("Animated drawings, another skin tone (flow estimated by DIS)", TONES),
-        ("A real clip, no truth (flow estimated by DIS)", REAL),
+        ("One real clip, so no interval, and no truth (flow estimated by DIS)", REAL),
         ("Where does attention land?", ATTENTION),
         ("What does a frame cost?", COST),
     ):

@@ -307,6 +307,13 @@ def test_truncated_matroska_is_refused(tmp_path: Path, name: str) -> None:
             read(cut(tmp_path / name, share))
 
 
+def test_a_last_frame_that_is_held_is_no_cut(tmp_path: Path) -> None:
+    held = Timing(Fraction(1, 1000), [40 * i for i in range(20)], [40] * 19 + [2000])
+    for name in ("a.mkv", "a.webm", "a.mp4"):
+        write_clip(tmp_path / name, pictures(20), held)
+        assert read(tmp_path / name) == 20
+
+
 def test_a_file_without_index_is_refused(recorded: Path) -> None:
     with pytest.raises(ValueError, match="damaged, or no video"):
         read(cut(recorded, 0.7))

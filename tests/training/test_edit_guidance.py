@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from transformers import CLIPModel
 
 from edgegen.pipelines.tokenizers import load_tokenizer
-from edgegen.sampling.guidance import EDIT_SCALES, edit_guidance_embedding
-from edgegen.training.guidance import EditGuidanceModule, draw_scales
+from edgegen.sampling.guidance import edit_guidance_embedding
+from edgegen.training.guidance import EditGuidanceModule, draw_scales, draw_told
 
 GENERATOR = torch.Generator().manual_seed(1)
 BATCH = (
@@ -56,13 +56,13 @@ def fit(module: EditGuidanceModule, steps: int) -> None:
 
 
 @torch.no_grad()
-def lack(module: EditGuidanceModule, scale: float, image_scale: float) -> float:
+def lack(module: EditGuidanceModule, scale: float, image_scale: float, told: bool = True) -> float:
     """Mean squared error to the teacher's three branches, always on the same."""
     source, target, tokens = BATCH
     text = module.text_encoder(tokens)[0]
     empty = module.text_encoder(module.empty[None])[0].expand_as(text)
     condition = None
-    if module.width is not None:
+    if module.width is not None and told:
         scales = torch.full((4,), scale), torch.full((4,), image_scale)
         condition = edit_guidance_embedding(*scales, module.width)
     errors = []
@@ -117,7 +117,7 @@ def test_fixed_scales_are_learned_without_an_input(make: Any) -> None:
     assert not any("teacher" in name for name in module.state_dict())
 
 
-def test_ranges_become_inputs_which_are_zero_at_the_usual_scales(make: Any) -> None:
+def test_ranges_become_inputs(make: Any) -> None:
     module = make([2.0, 9.0], [1.0, 3.0], width=16)
     before = lack(module, 8.0, 2.5)
     fit(module, 100)
@@ -130,12 +130,26 @@ def test_ranges_become_inputs_which_are_zero_at_the_usual_scales(make: Any) -> N
     assert 2 <= drawn[0].min() < 2.5 < 8 < drawn[0].max() <= 9
     assert 1 <= drawn[1].min() < 1.2 < 2.8 < drawn[1].max() <= 3
     assert abs(torch.corrcoef(torch.stack(drawn))[0, 1]) < 0.2
-    seen, text = torch.randn(1, 8, 8, 8), torch.randn(1, 5, 16)
-    usual = [torch.tensor([each]) for each in EDIT_SCALES]
-    condition = edit_guidance_embedding(*usual, 16)
-    with torch.no_grad():
-        given = module.unet(seen, 300, text, timestep_cond=condition).sample
-        assert torch.equal(given, module.unet(seen, 300, text).sample)
+
+
+def test_told_nothing_it_learns_the_scales_it_is_meant_to_be_used_at(make: Any) -> None:
+    sampling = {"steps": 10, "guidance": 8.0, "image_guidance": 2.5}
+    module = make([2.0, 3.0], [1.0, 1.5], width=16, untold=0.5, sampling=sampling)
+    before = lack(module, 8.0, 2.5, told=False)
+    fit(module, 150)
+    assert lack(module, 8.0, 2.5, told=False) < 0.9 * before
+    assert lack(module, 2.5, 1.2) < lack(module, 2.5, 1.2, told=False)
+    told = torch.cat([draw_told(module, 0.5, 64, batch) for batch in range(8)])
+    assert 0.25 < told.float().mean() < 0.75
+    assert draw_told(module, 0.0, 64, 0).all()
+
+
+def test_scales_inside_are_no_setting_any_more(make: Any) -> None:
+    assert make(sampling={"guidance": 1.0, "steps": 4}).sampling == {"guidance": 1.0, "steps": 4}
+    with pytest.raises(ValueError, match=r"module\.sampling\.guidance=2: the student has its"):
+        make(sampling={"guidance": 2.0})
+    with pytest.raises(ValueError, match=r"module\.sampling: unknown key 'scale'"):
+        make(sampling={"scale": 2.0})
 
 
 @pytest.mark.parametrize(

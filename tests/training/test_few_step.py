@@ -28,7 +28,11 @@ TOKENS = torch.randint(3, 50, (4, 12), generator=GENERATOR)
 @pytest.fixture
 def make(clip_folder: Path) -> Any:
     def build(steps: Any = 2, kind: str = "v_prediction", **changes: Any) -> FewStepModule:
-        options = {key: changes.pop(key) for key in ("scale", "text_lr") if key in changes}
+        options = {
+            key: changes.pop(key)
+            for key in ("scale", "text_lr", "guided", "untold")
+            if key in changes
+        }
         given = {k: v for k, v in make_unet().config.items() if k[0] != "_"}
         torch.manual_seed(0)
         unet = UNet2DConditionModel(**{**given, **changes}).eval()
@@ -40,7 +44,7 @@ def make(clip_folder: Path) -> Any:
             OPTIMIZER,
             steps,
             gamma=None,
-            **options,
+            **{"guided": "time_cond_proj_dim" not in changes, **options},
         )
 
     return build
@@ -162,7 +166,7 @@ def test_the_student_comes_nearer_to_the_teachers_result(make: Any, edits: bool)
 
 
 def test_both_get_the_same_guidance(make: Any) -> None:
-    module = make(2, time_cond_proj_dim=8, scale=[2.0, 6.0])
+    module = make(2, time_cond_proj_dim=8, scale=[2.0, 6.0], untold=0.0)
     given: list[torch.Tensor] = []
     for net in (module.unet, module._teacher[0]):
         torch.nn.init.normal_(net.time_embedding.cond_proj.weight)
@@ -188,6 +192,7 @@ def test_both_get_the_same_guidance(make: Any) -> None:
         ({"steps": 0}, r"module\.steps=0"),
         ({"steps": True}, r"module\.steps=True"),
         ({"scale": 0.5}, "^scale=0.5"),
+        ({"guided": False}, "teacher: takes no guidance as an input"),
         ({"text_lr": 1e-3}, r"module\.text_lr"),
     ],
 )

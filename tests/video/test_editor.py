@@ -15,6 +15,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     HeunDiscreteScheduler,
+    LatentConsistencyModelPipeline,
     LCMScheduler,
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
@@ -22,7 +23,11 @@ from diffusers import (
 from PIL import Image
 from video_models import BETAS, MadeClip, picture
 
+import edgegen
+from edgegen.assets import write_sums
 from edgegen.media.clips import Frame, open_clip
+from edgegen.pipelines.recommended import read_sampling
+from edgegen.pipelines.save import save_embedded
 from edgegen.pipelines.variants import with_guidance_input
 from edgegen.quantization import quantized
 from edgegen.reuse import clockwork
@@ -99,6 +104,46 @@ def test_a_model_that_takes_both_scales_is_evaluated_once(pipe: Any, tmp_path: P
     with edit_guidance(pipe, 4.0, 2.0) as scales:
         assert np.array_equal(found, plain(pipe, [0], **scales))
     assert not np.array_equal(found, edit(pipe, MadeClip(1), tmp_path, 1, image_guidance=2.5))
+
+
+def test_the_scales_are_those_that_the_model_says(pipe: Any, tmp_path: Path) -> None:
+    said = {"steps": 3, "guidance": 2.0, "image_guidance": 1.25}
+    folder = save_embedded(pipe, tmp_path / "model", said)
+    loaded = edgegen.load(folder)
+    loaded.set_progress_bar_config(disable=True)
+    made = tmp_path / "made"
+    made.mkdir()
+    own = edit(loaded, MadeClip(2), made, 1, guidance=None)
+    scales = {"guidance": 2.0, "image_guidance": 1.25}
+    assert np.array_equal(own, edit(loaded, MadeClip(2), made, 1, **scales))
+    (folder / "sampling.json").unlink()
+    write_sums(folder)
+    usual = edit(loaded, MadeClip(2), made, 1, guidance=None)
+    scales = {"guidance": 7.5, "image_guidance": 1.5}
+    assert np.array_equal(usual, edit(loaded, MadeClip(2), made, 1, **scales))
+    assert not np.array_equal(own, usual)
+    for text, said in (
+        ('{"guidance": "2"}', "guidance=2: must be a number from 0"),
+        ('{"steps": 2.5}', "steps=2.5"),
+        ('{"scale": 2}', "unknown key 'scale'; allowed: steps, guidance, image_guidance"),
+        ("[2]", "expected a JSON object"),
+    ):
+        (folder / "sampling.json").write_text(text)
+        with pytest.raises(ValueError, match=said):
+            read_sampling(folder)
+
+
+def test_a_latent_consistency_model_edits(sd_pipe: Any, tmp_path: Path) -> None:
+    unet = with_guidance_input(sd_pipe.unet, 16).eval()
+    parts = {name: part for name, part in sd_pipe.components.items() if name != "image_encoder"}
+    parts |= {"unet": unet, "scheduler": LCMScheduler(**BETAS)}
+    pipe = LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
+    same = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    for each in (pipe, same):
+        each.set_progress_bar_config(disable=True)
+    found = edit(pipe, MadeClip(3), tmp_path, 1, steps=4, strength=0.8)
+    assert np.array_equal(found, edit(same, MadeClip(3), tmp_path, 1, steps=4, strength=0.8))
+    assert found.std() > 10
 
 
 def test_without_own_keys_the_anchor_itself_is_the_plain_model(pipe: Any, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,11 @@ from ...pipelines.checkpoints import one_line, read_weights
 from ..quality.pictures import as_bytes, optional
 
 _RAFT_LEAST = 128  # pixels: below, its lowest correlation level is empty
+
+
+def require_dis() -> Any:
+    """OpenCV, which `dis_flow` needs. Raises where it is not installed, naming the extra."""
+    return optional("cv2", "opencv-python-headless", "metrics")
 
 
 def dis_flow(first: Tensor, second: Tensor) -> Tensor:
@@ -27,7 +32,7 @@ def dis_flow(first: Tensor, second: Tensor) -> Tensor:
     """
     if min(first.shape[-2:]) < 16:
         raise ValueError(f"DIS flow needs frames of 16 pixels a side or more: {first.shape[-2:]}")
-    cv2 = optional("cv2", "opencv-python-headless", "metrics")
+    cv2 = require_dis()
     grey = [
         cv2.cvtColor(
             as_bytes(frame).permute(1, 2, 0).contiguous().cpu().numpy(), cv2.COLOR_RGB2GRAY
