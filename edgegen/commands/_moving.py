@@ -44,12 +44,8 @@ class Ask:
 
     @property
     def key(self) -> list[Any]:
-        """What tells it from others: the stills' pixels, and what is asked of them."""
-        stills = [each for each in (self.pair, self.near) if each is not None]
-        pixels = [self.sources.source(each.index, None).picture for each in stills]
-        seen = [hashlib.sha256(each.tobytes()).hexdigest()[:16] for each in pixels]
-        asked = [each.index for each in stills]
-        return [self.kind, asked, seen, self.pair.instruction, self.pair.text]
+        """What tells it from others."""
+        return [self.pair.index, self.near and self.near.index, self.kind]
 
     @property
     def subject(self) -> str:

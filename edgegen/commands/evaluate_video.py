@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import shutil
@@ -151,7 +152,8 @@ class _Work:
     def frames(self, place: int, clip: MovingStill | Filmed, ask: AnyAsk) -> Tensor:
         """The edited clip (T, 3, H, W) in [0, 1]; edited now, unless it is there."""
         output, note = self._folder / f"{place:04d}", self._folder / f"{place:04d}.json"
-        wanted = json.dumps([self._settings, *ask.key])
+        seen = hashlib.sha256(clip.source.numpy().tobytes()).hexdigest()
+        wanted = json.dumps([self._settings, seen, clip.instruction, *ask.key])
         if not (note.is_file() and note.read_text(encoding="utf-8") == wanted):
             shutil.rmtree(output, ignore_errors=True)
             shown = Shown(clip, f"{place} {clip.name}")

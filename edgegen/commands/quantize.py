@@ -10,6 +10,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from ..pipelines.recommended import sampling_of, write_sampling
 from ..pipelines.save import replaced_folder
 from ..quantization import Report, quantize_, quantized
 from ..runs.atomic import write_atomic
@@ -35,6 +36,8 @@ def main(cfg: DictConfig, run: Run) -> None:
             reports[name] = quantize_(pipe, **spec)
     with replaced_folder(run.dir / "model") as new, quiet():
         pipe.save_pretrained(new)
+        if sampling := sampling_of(pipe):
+            write_sampling(new, sampling)
     text = json.dumps({name: report.plain() for name, report in reports.items()}, indent=1)
     write_atomic(run.dir / "quantized.json", text + "\n")
     run.log(_numbers(reports))

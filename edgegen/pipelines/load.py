@@ -22,6 +22,7 @@ from .autoencoders import read_autoencoder, unscaled_encoder
 from .checkpoints import WEIGHT_ENDINGS
 from .folder import LEFT_OUT, MODELS, Reader, load_folder, read_index
 from .hub import fetch, is_hub_id
+from .recommended import FILE as SAMPLING
 from .schedulers import make_scheduler
 from .single_file import load_single_file
 
@@ -145,7 +146,7 @@ def _fetch_pipeline(repository: str, variant: str | None, allow_pickle: bool) ->
         raise ValueError(f"hub model '{repository}' is no diffusers pipeline: no model_index.json")
     # Refuses what is not supported before gigabytes are fetched.
     index = read_index(folder)
-    patterns = ["model_index.json"]
+    patterns = ["model_index.json", SAMPLING]
     mark = f".{variant}" if variant else ""
     for name in index:
         patterns += [f"{name}/*.json", f"{name}/*.txt"] if name not in LEFT_OUT else []

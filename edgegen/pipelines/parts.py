@@ -67,12 +67,18 @@ def noise_schedule(folder: str | Path | None = None, **settings: Any) -> DDPMSch
 
     Args:
         folder: a pipeline, or an embedded model by name; None for `settings`.
-        settings: of a `DDPMScheduler`, where there is no folder; else they count for nothing.
+        settings: of a `DDPMScheduler`, where there is no folder; None is left out.
 
-    Raises FileNotFoundError for a folder without a scheduler.
+    Raises FileNotFoundError for a folder without a scheduler, ValueError for settings beside one.
     """
+    settings = {key: value for key, value in settings.items() if value is not None}
     if folder is None:
         return DDPMScheduler(**settings)
+    if settings:
+        raise ValueError(
+            f"scheduler.{next(iter(settings))}: {folder} has a noise schedule of its own; give "
+            "scheduler.folder=null with settings"
+        )
     path = _folder(folder, "scheduler") / "scheduler_config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, which would tell the noise schedule")

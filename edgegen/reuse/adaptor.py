@@ -198,13 +198,14 @@ def load_adaptor(path: str | Path, unet: nn.Module, cut: Cut) -> ResNetAdaptor:
         base, made_for = about["base"], Stage(**about["cut"])
         adaptor = ResNetAdaptor(**about["settings"])
         adaptor.load_state_dict(weights)
+        if trained := about.get("trained", {}):
+            adaptor.trained = {**trained, "full": list(trained["full"]), "steps": trained["steps"]}
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: truncated, or no adaptor written by save_adaptor") from error
     if not same_base(base, fingerprint(unet)):
         raise ValueError(f"{path}: was trained for another base model than this one")
     if made_for != cut:
         raise ValueError(f"{path}: was trained for {made_for}, not for {cut}")
-    adaptor.trained = about.get("trained", {})
     weight = next(unet.parameters())
     return adaptor.to(weight.device, weight.dtype).eval().requires_grad_(False)
 

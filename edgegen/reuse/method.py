@@ -240,7 +240,7 @@ def _tell_of_another_clock(predictor: Predictor, clock: Clock) -> None:
         warnings.warn(
             f"the adaptor was trained for full passes at steps {full} of {steps}: under another "
             "clock it may predict worse than the identity",
-            stacklevel=5,
+            stacklevel=4,
         )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..losses.diffusion import denoising_loss, diffuse, leap_target, parts_of
 from ..sampling.guidance import edit_guidance_embedding, guidance_embedding
 from .denoising import TaughtModule
-from .guidance import UNTOLD, draw_scales, draw_told, scale_range
+from .guidance import UNTOLD, draw_scales, draw_told, scale_range, untold_share
 
 
 class FewStepModule(TaughtModule):
@@ -82,12 +82,17 @@ class FewStepModule(TaughtModule):
         self.steps = steps
         self.width: Any = own[2]
         self.scales = scale_range("scale", scale), scale_range("image_scale", image_scale)
-        self.untold = untold
+        self.untold = untold_share(untold)
         self.edits = own[0] == 2 * own[1]
         if self.width is None and not guided:
             raise ValueError(
                 "teacher: takes no guidance as an input, so it may need three branches or two: "
                 "distill it first, or say module.guided=true where it has its guidance inside"
+            )
+        if self.width is None and self.sampling.get("guidance", 1) != 1:
+            raise ValueError(
+                f"module.sampling.guidance={self.sampling['guidance']:g}: the teacher has its "
+                "guidance inside: must be 1"
             )
         self.kind = (
             StableDiffusionInstructPix2PixPipeline if self.edits else StableDiffusionPipeline

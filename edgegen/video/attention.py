@@ -150,8 +150,13 @@ class AnchoredAttention:
             scores = query[:, one].float() @ key[:, one].float().transpose(1, 2)
             weights = weights + (scores / query.shape[-1] ** 0.5).softmax(-1) / query.shape[1]
         assert isinstance(weights, torch.Tensor)
-        shape = self.bank.branches, len(self.bank.frames), -1, weights.shape[-1]
+        frames = len(self.bank.frames)
+        branches = len(query) // (frames if self.bank.own else 1)
+        shape = branches, frames, -1, weights.shape[-1]
         probe(self.layer, self.bank.step, self.bank.frames, weights.reshape(shape))
+
+    def _frames(self, hidden_states: torch.Tensor) -> int:
+        return len(self.bank.frames) or hidden_states.shape[0] // self.bank.branches
 
     def _keys_and_values(
         self, attn: Any, hidden_states: torch.Tensor
@@ -162,10 +167,12 @@ class AnchoredAttention:
             return bank.get(self.layer)
         own = attn.to_k(hidden_states), attn.to_v(hidden_states)
         if bank.mode == "record":
-            pooled = tuple(each.reshape(bank.branches, -1, each.shape[-1]) for each in own)
+            # Behind a gate there may be one branch alone.
+            branches = hidden_states.shape[0] // self._frames(hidden_states)
+            pooled = tuple(each.reshape(branches, -1, each.shape[-1]) for each in own)
             bank.keep(self.layer, *pooled)
             return pooled[0], pooled[1]
-        frames = hidden_states.shape[0] // bank.branches
+        frames = self._frames(hidden_states)
         key, value = (
             torch.cat([mine, anchors.repeat_interleave(frames, 0)], 1)
             for mine, anchors in zip(own, bank.get(self.layer), strict=True)

@@ -42,7 +42,8 @@ class Edit:
     Attributes:
         instruction: to an InstructPix2Pix model what to do ("make it winter"); to a plain Stable
             Diffusion model, which edits by img2img, what is to be seen ("a forest in winter").
-        steps: denoising steps; for img2img of the whole way, of which `strength` is gone.
+        steps: denoising steps, for img2img of the whole way, of which `strength` is gone; None:
+            what the model says, else 10.
         guidance: weight of the text; None: what the model says (`sampling.json` in its folder),
             else the pipeline's own.
         image_guidance: weight of the source picture (InstructPix2Pix); None as for the text, 1.5
@@ -54,7 +55,7 @@ class Edit:
     """
 
     instruction: str
-    steps: int = 10
+    steps: int | None = None
     guidance: float | None = None
     image_guidance: float | None = None
     strength: float = 0.6
@@ -65,7 +66,7 @@ class Edit:
     def __post_init__(self) -> None:
         if not self.instruction.strip():
             raise ValueError("instruction: is empty; say what to do, as in 'make it winter'")
-        if self.steps < 1:
+        if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps={self.steps}: must be 1 or more")
         if not 0 < self.strength <= 1:
             raise ValueError(f"strength={self.strength:g}: must be above 0, and 1 at most")
@@ -109,7 +110,9 @@ class FrameDenoiser:
         self.dtype: torch.dtype = pipe.unet.dtype
         self.follows_source = isinstance(pipe, StableDiffusionInstructPix2PixPipeline)
         usual = inspect.signature(pipe.__call__).parameters["guidance_scale"].default
-        own = {"guidance": usual, "image_guidance": EDIT_SCALES[1]} | sampling_of(pipe)
+        own = {"steps": 10, "guidance": usual, "image_guidance": EDIT_SCALES[1]}
+        own |= sampling_of(pipe)
+        self.steps = int(own["steps"] if edit.steps is None else edit.steps)
         self.guidance, self.image_guidance = (
             float(own[key] if given is None else given)
             for key, given in (
@@ -274,21 +277,21 @@ class FrameDenoiser:
     def _new_scheduler(self) -> Any:
         scheduler = undriven(self.pipe.scheduler)
         try:
-            scheduler.set_timesteps(self.edit.steps, device=self.device)
+            scheduler.set_timesteps(self.steps, device=self.device)
         except ValueError as error:
             name = type(scheduler).__name__
-            raise ValueError(f"steps={self.edit.steps}: {name}: {error}") from error
+            raise ValueError(f"steps={self.steps}: {name}: {error}") from error
         return scheduler
 
     def _first_evaluation(self) -> int:
         if self.follows_source:
             return 0
-        gone = min(int(self.edit.steps * self.edit.strength), self.edit.steps)
+        gone = min(int(self.steps * self.edit.strength), self.steps)
         if gone < 1:
             raise ValueError(
-                f"strength={self.edit.strength:g}: leaves none of {self.edit.steps} steps; raise it"
+                f"strength={self.edit.strength:g}: leaves none of {self.steps} steps; raise it"
             )
-        return (self.edit.steps - gone) * self.scheduler.order
+        return (self.steps - gone) * self.scheduler.order
 
     def _set_state(self, state: dict[str, Any], evaluation: int) -> None:
         for name in [name for name in vars(self.scheduler) if name not in state]:

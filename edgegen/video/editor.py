@@ -172,6 +172,7 @@ class VideoEditor:
             scheduler = denoiser.scheduler
             depends = {
                 **asdict(what),
+                "steps": denoiser.steps,
                 "guidance": denoiser.guidance,
                 "image_guidance": denoiser.image_guidance,
                 "source": _fingerprint(clip),
@@ -237,7 +238,14 @@ class VideoEditor:
             step_clock(self.pipe.scheduler) as clock,
             torch.inference_mode(),
         ):
-            yield FrameDenoiser(self.pipe, what, clock, bank)
+            denoiser = FrameDenoiser(self.pipe, what, clock, bank)
+            # What the pipeline's own call sets, for methods that ask how it is guided.
+            before = self.pipe.__dict__.get("_guidance_scale")
+            self.pipe._guidance_scale = denoiser.guidance
+            try:
+                yield denoiser
+            finally:
+                self.pipe._guidance_scale = before
 
     def _choose(self, denoiser: FrameDenoiser, scenes: list[Scene], canvas: Canvas) -> str:
         if denoiser.clock.heard:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import edgegen
 from edgegen.commands._generation import method_configs
 from edgegen.commands.generate import main as generate
 from edgegen.commands.quantize import main
+from edgegen.pipelines.recommended import read_sampling, write_sampling
 from edgegen.quantization import is_quantized
 from edgegen.quantization.modules import Quantized
 
@@ -95,6 +97,8 @@ def test_what_is_refused(
 
 def test_an_editor_is_calibrated_on_pictures(editor_folder: Path, tmp_path: Path) -> None:
     """On those of `calibration.images`; where a picture is edited, on that one."""
+    editor_folder = shutil.copytree(editor_folder, tmp_path / "editor")
+    write_sampling(editor_folder, {"steps": 3, "image_guidance": 1.25})
     Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
     edit = [f"model.source={editor_folder}", "method=[w8a8]", f"method.w8a8.{CALIBRATION}"]
     runs = "{prompts: [a fox], steps: 2, images: [%s]}" % (tmp_path / "red.png")
@@ -111,7 +115,8 @@ def test_an_editor_is_calibrated_on_pictures(editor_folder: Path, tmp_path: Path
     ]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert (drawn[0] != drawn[2]).any()
-    assert str(tmp_path) not in (tmp_path / "quantized/model/unet/config.json").read_text()
+    assert "red.png" not in (tmp_path / "quantized/model/unet/config.json").read_text()
+    assert read_sampling(tmp_path / "quantized/model") == {"steps": 3, "image_guidance": 1.25}
 
 
 @pytest.mark.parametrize(

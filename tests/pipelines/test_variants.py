@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 
+from edgegen.assets import model_folder
+from edgegen.pipelines.parts import noise_schedule
 from edgegen.pipelines.variants import with_guidance_input, without_highest_attention
 
 
@@ -64,3 +67,18 @@ def test_a_guidance_input_changes_nothing_at_first() -> None:
         assert not torch.equal(found(*inputs, timestep_cond=condition).sample, expected)
     with pytest.raises(ValueError, match="already"):
         with_guidance_input(found)
+
+
+def test_the_noise_schedule_is_that_of_a_pipeline(tmp_path: Path) -> None:
+    own = noise_schedule("emoji")
+    read = json.loads((model_folder("emoji") / "scheduler/scheduler_config.json").read_text())
+    assert isinstance(own, DDPMScheduler)
+    for key in ("beta_start", "beta_end", "beta_schedule", "prediction_type", "steps_offset"):
+        assert own.config[key] == read[key]
+    given = noise_schedule(beta_end=0.5, prediction_type="epsilon", beta_start=None)
+    assert given.config.beta_end == 0.5
+    assert given.config.prediction_type == "epsilon"
+    with pytest.raises(ValueError, match=r"scheduler\.beta_end: emoji has a noise schedule"):
+        noise_schedule("emoji", beta_end=0.5)
+    with pytest.raises(FileNotFoundError, match="would tell the noise schedule"):
+        noise_schedule(tmp_path)

@@ -164,19 +164,19 @@ def test_another_clock_than_it_was_trained_for(saved: tuple[Path, Any, ResNetAda
     save_adaptor(adaptor, path, unet, Stage(2))
     assert load_adaptor(path, unet, Stage(2)).trained == adaptor.trained
     for clock in (2, {"reuse": [2, 4, 6]}, {"full": [1, 3, 5, 7, 9]}, {"drift": 0.1}):
-        with warnings.catch_warnings(), reuse(unet, Stage(2), clock, path):
+        with warnings.catch_warnings():
             warnings.simplefilter("error")
+            with reuse(unet, Stage(2), clock, path):
+                pass
     for other in (3, {"span": 2}):
-        with (
-            pytest.warns(UserWarning, match=r"full passes at steps \[1, 3, 5\] of 6"),
-            reuse(unet, Stage(2), other, path),
-        ):
-            pass
+        said = r"full passes at steps \[1, 3, 5\] of 6"
+        with pytest.warns(UserWarning, match=said) as told, reuse(unet, Stage(2), other, path):
+            assert told[0].filename == __file__
 
 
 def test_a_file_of_another_layout(saved: tuple[Path, Any, ResNetAdaptor]) -> None:
     path, unet, _ = saved
-    for about in ("{}", '{"base": {}, "cut": {"level": 2}}', "[]"):
+    for about in ("{}", '{"base": {}, "cut": {"level": 2}}', "[]", '{"trained": 3}'):
         save_file({"x": torch.zeros(1)}, path, metadata={"edgegen_adaptor": about})
         with pytest.raises(ValueError, match="no adaptor written by save_adaptor"):
             load_adaptor(path, unet, Stage(2))

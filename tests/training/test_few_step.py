@@ -28,11 +28,8 @@ TOKENS = torch.randint(3, 50, (4, 12), generator=GENERATOR)
 @pytest.fixture
 def make(clip_folder: Path) -> Any:
     def build(steps: Any = 2, kind: str = "v_prediction", **changes: Any) -> FewStepModule:
-        options = {
-            key: changes.pop(key)
-            for key in ("scale", "text_lr", "guided", "untold")
-            if key in changes
-        }
+        ours = {"scale", "text_lr", "guided", "untold", "sampling"} & changes.keys()
+        options = {key: changes.pop(key) for key in ours}
         given = {k: v for k, v in make_unet().config.items() if k[0] != "_"}
         torch.manual_seed(0)
         unet = UNet2DConditionModel(**{**given, **changes}).eval()
@@ -193,6 +190,8 @@ def test_both_get_the_same_guidance(make: Any) -> None:
         ({"steps": True}, r"module\.steps=True"),
         ({"scale": 0.5}, "^scale=0.5"),
         ({"guided": False}, "teacher: takes no guidance as an input"),
+        ({"sampling": {"guidance": 2}}, r"module\.sampling\.guidance=2: the teacher has its"),
+        ({"untold": 10}, r"module\.untold=10: must be a share"),
         ({"text_lr": 1e-3}, r"module\.text_lr"),
     ],
 )

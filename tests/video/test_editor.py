@@ -31,6 +31,7 @@ from edgegen.pipelines.save import save_embedded
 from edgegen.pipelines.variants import with_guidance_input
 from edgegen.quantization import quantized
 from edgegen.reuse import clockwork
+from edgegen.reuse.gating import gating
 from edgegen.sampling.generate import noise_generator, noise_seed
 from edgegen.sampling.guidance import edit_guidance
 from edgegen.video import VideoEditor
@@ -113,7 +114,7 @@ def test_the_scales_are_those_that_the_model_says(pipe: Any, tmp_path: Path) -> 
     loaded.set_progress_bar_config(disable=True)
     made = tmp_path / "made"
     made.mkdir()
-    own = edit(loaded, MadeClip(2), made, 1, guidance=None)
+    own = edit(loaded, MadeClip(2), made, 1, guidance=None, steps=None)
     scales = {"guidance": 2.0, "image_guidance": 1.25}
     assert np.array_equal(own, edit(loaded, MadeClip(2), made, 1, **scales))
     (folder / "sampling.json").unlink()
@@ -131,6 +132,21 @@ def test_the_scales_are_those_that_the_model_says(pipe: Any, tmp_path: Path) -> 
         (folder / "sampling.json").write_text(text)
         with pytest.raises(ValueError, match=said):
             read_sampling(folder)
+
+
+def test_behind_a_gate_every_frame_keeps_its_own(sd_pipe: Any, tmp_path: Path) -> None:
+    """One branch of the batch runs there: chunks and anchors are told apart as before."""
+    run = partial(edit, sd_pipe, MadeClip(6), tmp_path, steps=6, strength=1.0)
+    plain = run(2, chunk=2)
+    with gating(sd_pipe, 2):
+        gated = [run(anchors, chunk=chunk) for anchors in (2, "none") for chunk in (2, 4, 1)]
+        unguided = [run("none", chunk=chunk, guidance=1.0) for chunk in (1, 4)]
+    for first, second in ((0, 1), (0, 2), (3, 4), (3, 5)):
+        assert np.abs(gated[first].astype(int) - gated[second]).max() <= 2
+    assert np.abs(unguided[0].astype(int) - unguided[1]).max() <= 2
+    assert np.abs(gated[0].astype(int) - plain).max() > 2
+    assert np.abs(gated[0][3].astype(int) - gated[0][1]).max() > 2
+    assert getattr(sd_pipe, "_guidance_scale", None) is None
 
 
 def test_a_latent_consistency_model_edits(sd_pipe: Any, tmp_path: Path) -> None:
