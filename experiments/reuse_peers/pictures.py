@@ -1,4 +1,4 @@
-"""The first pictures of five methods side by side, unpicked: `pictures.png` beside this file.
+"""The first pictures of six methods side by side, unpicked: `pictures.png` beside this file.
 
     python experiments/reuse_peers/pictures.py [FOLDER]
 
@@ -19,6 +19,7 @@ ROWS = {
     "8 plain": "8 steps",
     "8 ours identity": "clock 2, identity",
     "8 ours learned 0": "clock 2, learned",
+    "8 ours span": "span 2, identity",
     "8 deepcache 2 b2": "DeepCache, interval 2",
     "8 fewer 6": "6 steps",
 }
