@@ -74,7 +74,9 @@ def test_what_is_kept_is_a_ratio_over_the_same_pairs(tmp_path: Path) -> None:
     measured |= {f"cost/{part}_tflops_conv_linear": 2.0 for part in CODE.PARTS.values()}
     faster = (CODE.FASTER, "cost/frame_times_faster")
     measured |= {f"{name}{end}": 11.0 for name in faster for end in ("", "_lo", "_hi")}
-    (tmp_path / "times" / "results.csv").write_text(to_csv([{"name": "base"} | measured]))
+    last = {k: v / 13 if "tflops" in k else v for k, v in measured.items()}
+    stages = [{"name": "base"} | measured, {"name": "1 step"} | last]
+    (tmp_path / "times" / "results.csv").write_text(to_csv(stages))
     rows += [{"stage": "clips", "name": "base", "cell": "gone", "video/regret": 0.1}]
     rows += [{"stage": "times", "seed": 0, "cell": "times"}]
     made = CODE.derived(rows, tmp_path)
@@ -86,6 +88,14 @@ def test_what_is_kept_is_a_ratio_over_the_same_pairs(tmp_path: Path) -> None:
     text = CODE.embedded(made)
     assert "| base | 2e+03 | 2e+03 | 2e+03 | 6e+03 | 1.0 |" in text
     assert "11.0 | [11.0, 11.0]" in text
+    reached = [line.split("|")[2:4] for line in text.splitlines() if "at least" in line]
+    assert [(float(value.split()[0]), met.strip()) for value, met in reached] == [
+        (pytest.approx(13), "yes"),
+        (pytest.approx(11), "yes"),
+        (pytest.approx(0.9), "yes"),
+    ]
+    slow = [row | {"cost/frame_times_faster": 9.0} for row in CODE.of(made, "parts")]
+    assert "| no |" in CODE.bars([], slow)
     # A fresh clone has no cells: what was found of them stays.
     again = CODE.derived(made, tmp_path / "nowhere")
     assert [row for row in again if row["stage"] in ("kept", "parts")] == [

@@ -11,13 +11,15 @@ from matplotlib.figure import Figure
 from edgegen.metrics.quality.bootstrap import ratio_interval
 from edgegen.runs.cell_samples import read_scores, renewed
 from edgegen.runs.finished import from_csv
-from edgegen.runs.tables import make_table
+from edgegen.runs.tables import Score, make_table, score_text
 
 ACCURACY = [
     f"quality/{what}_{kind}"
     for kind in ("natural", "emoji")
     for what in ("closed_psnr", "closed_efflite0", "covered_efflite0", "followed")
 ]
+# What decides the bar on accuracy; features are shown and decide nothing.
+DECISIVE = [name for name in ACCURACY if "efflite0" not in name]
 STEADY = ["video/regret", "video/warp_error", "video/tem_con_efflite0", "video/flicker"]
 FASTER = "cost/networks_times_faster"
 PARTS = {"UNet": "unet", "encoder": "vae_encoder", "decoder": "vae_decoder"}
@@ -61,7 +63,32 @@ def embedded(rows: list[Row]) -> str:
         parts += [f"Left out, as the base has none to keep: {lacking}.\n"] if lacking else []
     parts += ["# Embedded: steadiness", ""]
     parts += [make_table(clips, ["name"], [], STEADY, {}).markdown()]
-    return "\n".join([*parts, cost(of(rows, "parts"))])
+    return "\n".join([*parts, cost(of(rows, "parts")), bars(kept, of(rows, "parts"))])
+
+
+def bars(kept: list[Row], parts: list[Row]) -> str:
+    """Whether the last stage reaches what was set out to be reached, see README.md."""
+    found = []
+    if len(parts) > 1:
+        times = whole(parts[0]) / whole(parts[-1])
+        found.append(
+            ("times fewer TFLOPs a whole frame, at least 12", Score(times, times, times), 12.0)
+        )
+        names = [f"cost/frame_times_faster{end}" for end in ("", "_lo", "_hi")]
+        score = Score(*(parts[-1][name] for name in names))
+        found.append(("times faster a whole frame, wall clock, at least 10", score, 10.0))
+    decisive = [f"{name}_kept" for name in DECISIVE if kept and f"{name}_kept" in kept[-1]]
+    if decisive:
+        least = min(decisive, key=lambda name: kept[-1][name])
+        score = Score(*(kept[-1][f"{least}{end}"] for end in ("", "_lo", "_hi")))
+        found.append((f"lowest share of accuracy kept, at least .85 (`{least}`)", score, 0.85))
+    lines = ["# Embedded: bars, last stage against the base", "", "| bar | value | reached |"]
+    lines += ["| --- | ---: | --- |"]
+    for name, score, least_allowed in found:
+        lines.append(
+            f"| {name} | {score_text(score)} | {'yes' if score.value >= least_allowed else 'no'} |"
+        )
+    return "\n".join([*lines, "", "One training seed of each stage.", ""]) if found else ""
 
 
 def cost(rows: list[Row]) -> str:
