@@ -72,15 +72,19 @@ def clockwork(
     return reuse(target, Stage(stage, before_upsampler), clock, predictor)
 
 
-def deepcache(target: Any, interval: int = 3, branch: int = 0) -> AbstractContextManager[Reuse]:
+def deepcache(
+    target: Any, interval: int = 3, branch: int = 0, clock: Any = None, predictor: Any = "identity"
+) -> AbstractContextManager[Reuse]:
     """DeepCache (arXiv 2312.00858): only the outermost skip connections are made anew.
 
     Args:
         target: a diffusers pipeline; see `reuse`, also for what is raised.
         interval: one full pass every so many steps.
         branch: the innermost skip connection that is made anew, from 0.
+        clock: as in `clockwork`, in place of the interval.
+        predictor: `identity`, `linear` or `quadratic`; learned ones need a cut of `clockwork`.
     """
-    return reuse(target, Branch(branch), interval)
+    return reuse(target, Branch(branch), interval if clock is None else clock, predictor)
 
 
 def faster_diffusion(target: Any, clock: Any = None) -> AbstractContextManager[Reuse]:

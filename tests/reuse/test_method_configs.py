@@ -52,6 +52,8 @@ def test_overrides(pipe: Any, typed: str, clock: Any) -> None:
         "+method=[clockwork,deepcache,faster_diffusion]",
         f"method.clockwork.clock={typed}",
         f"method.faster_diffusion.clock={typed}",
+        f"method.deepcache.clock={typed}",
+        "method.deepcache.branch=1",
         "method.clockwork.predictor=linear",
         "method.clockwork.stage=2",
     )
@@ -64,4 +66,8 @@ def test_overrides(pipe: Any, typed: str, clock: Any) -> None:
     with faster_diffusion(pipe, clock):
         expected = draw(pipe)
     with hydra.utils.instantiate(config.faster_diffusion)(pipe):
+        assert torch.equal(draw(pipe), expected)
+    with reuse(pipe, Branch(1), clock):
+        expected = draw(pipe)
+    with hydra.utils.instantiate(config.deepcache)(pipe):
         assert torch.equal(draw(pipe), expected)
