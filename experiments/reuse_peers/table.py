@@ -61,6 +61,10 @@ def table(rows: Rows) -> str:
         "",
         shown(of(rows, "fronts"), ["front"], ["quality/hypervolume"]),
         shown(of(rows, "front"), ["method_name", "steps"], [COST, ERROR]),
+        "# What it suggested: a front on dev",
+        "",
+        shown(of(rows, "dev_fronts"), ["front"], ["quality/hypervolume"]),
+        shown(of(rows, "dev_front"), ["method_name", "steps"], [COST, ERROR]),
         "# Tuning, 8 steps, dev",
         "",
         shown(of(rows, "tuning"), ["row"], [COST, ERROR]),
@@ -158,7 +162,14 @@ def derived(rows: Rows, cells: Path) -> Rows:
     same = {"ours, identity / DeepCache": ("ours_after_upsampler", "deepcache_2_b2")}
     if times := time_ratio_rows(rows, cells, "latency", "steps", "8", same):
         rows = [row for row in rows if row["stage"] != "times"] + times
-    front = of(rows, "front")
+    for stage in ("front", "dev_front"):
+        rows = with_volumes(rows, cells, stage)
+    return rows
+
+
+def with_volumes(rows: Rows, cells: Path, stage: str) -> Rows:
+    """The rows with the hypervolumes of a stage's methods, as rows of a stage called STAGEs."""
+    front = of(rows, stage)
     plain = [row for row in front if row["method_name"] == "plain"]
     sets = {
         "ours": [row for row in front if group(row["method_name"]) != "peers"],
@@ -167,8 +178,10 @@ def derived(rows: Rows, cells: Path) -> Rows:
     if not plain:
         return rows
     corner = max(plain, key=lambda row: row[COST]), max(plain, key=lambda row: row[ERROR])
-    found = front_rows(rows, cells, sets, cost=COST, error=ERROR, corner=corner)
-    return [row for row in rows if row["stage"] != "fronts"] + found
+    known = [row | {"stage": "fronts"} for row in of(rows, f"{stage}s")]
+    found = front_rows(known, cells, sets, cost=COST, error=ERROR, corner=corner)
+    made = [row | {"stage": f"{stage}s"} for row in found]
+    return [row for row in rows if row["stage"] != f"{stage}s"] + made
 
 
 def _label(row: dict[str, Any]) -> tuple[str, str] | None:
