@@ -108,9 +108,9 @@ def test_the_code_is_the_packages_python_files(tmp_path):
 
 
 def test_what_is_used_without_being_named_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The dataset, the judge and the adaptors inside the package."""
+    """Data, judge, adaptors, animated drawings and the clip inside the package."""
     embedded = identity._embedded()
-    assert set(embedded) == {"data", "emoji-judge", "adaptors"}
+    assert set(embedded) == {"data", "emoji-judge", "adaptors", "animated", "clips"}
     before = run_id("evaluate", SETTINGS)
     monkeypatch.setattr(identity, "_embedded", lambda: embedded | {"data": "another"})
     assert run_id("evaluate", SETTINGS) != before
