@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from ..api import Method
-from ..data.painting import PaintedCrops
 from ..pipelines.fingerprint import WEIGHT_ENDINGS
 from ..pipelines.recommended import read_sampling
 from ..pipelines.schedulers import scheduler_config
@@ -29,12 +28,9 @@ from ..runs.identity import input_files
 from ..runs.pictures import picture_name, read_settings, write_png
 from ..runs.record import Run
 from ..sampling.generate import cut_off, default_guidance, default_size, read_image, sample
-from ..sampling.guidance import EDIT_SCALES
 from ._model import load_model, load_options, quiet
-from ._numbers import read_number, whole_number
 from ._prompts import check_unicode
 
-_EDIT_STEPS = 10
 _CUTS_SHOWN = 3  # on stderr
 _CUTS_KEPT = 1000  # in run.json
 
@@ -197,7 +193,7 @@ def calibrate_as_sampled(cfg: DictConfig) -> None:
     """
     given: dict[str, Any] = {}
     for key in ("guidance", "image_guidance"):
-        value = _typed_or_own(cfg, key)
+        value = typed_or_own(cfg, key)
         if isinstance(value, int | float) and not isinstance(value, bool):
             given[key] = float(value)
     if isinstance(image := cfg.get("image"), str):
@@ -248,14 +244,14 @@ def picture_size(cfg: DictConfig, pipe: DiffusionPipeline) -> tuple[int, int]:
 
 
 def guidance_scale(cfg: DictConfig, pipe: DiffusionPipeline) -> float:
-    value = _typed_or_own(cfg, "guidance")
+    value = typed_or_own(cfg, "guidance")
     value = default_guidance(pipe) if value is None else value
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e4:
         raise ValueError(f"guidance={value}: must be a number, 0 or more")
     return float(value)
 
 
-def _typed_or_own(cfg: DictConfig, key: str) -> Any:
+def typed_or_own(cfg: DictConfig, key: str) -> Any:
     """A setting as typed, else the model's own; None where neither says.
 
     Its own is what its config says, else the `sampling.json` in its folder.
@@ -269,38 +265,12 @@ def _typed_or_own(cfg: DictConfig, key: str) -> Any:
 
 def image_guidance(cfg: DictConfig) -> float | None:
     """Of an editor, by its picture: as typed, else the model's own; None leaves it to diffusers."""
-    value = _typed_or_own(cfg, "image_guidance")
+    value = typed_or_own(cfg, "image_guidance")
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < 1e4:
         raise ValueError(f"image_guidance={value}: must be a number, 1 or more")
     return float(value)
-
-
-def edit_scales(cfg: DictConfig) -> dict[str, float]:
-    """`guidance` and `image_guidance` of an edit: as typed, the model's own, or diffusers'."""
-    found = {}
-    for key, usual in zip(("guidance", "image_guidance"), EDIT_SCALES, strict=True):
-        value = _typed_or_own(cfg, key)
-        found[key] = read_number({key: usual if value is None else value}, key)
-    return found
-
-
-def edit_steps(cfg: DictConfig) -> int:
-    """`steps` of an edit: as typed, the model's own, or 10."""
-    value = _typed_or_own(cfg, "steps")
-    return whole_number({"steps": _EDIT_STEPS if value is None else value}, "steps", 1)
-
-
-def crops_of(cfg: DictConfig, size: int) -> PaintedCrops:
-    """The held-out crops in `cfg.crops`. Raises ValueError for another size than the drawings'."""
-    crops = PaintedCrops(cfg.crops, "held_out")
-    if crops.size != size:
-        raise ValueError(
-            f"crops={cfg.crops}: has pictures of {crops.size} pixels; with size={size} they must "
-            "have as many (build_edits, size=…)"
-        )
-    return crops
 
 
 def load_pipeline(cfg: DictConfig, steps: int) -> DiffusionPipeline:

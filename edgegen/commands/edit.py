@@ -20,14 +20,8 @@ from ..runs.environment import sha256
 from ..runs.record import Run
 from ..sampling.generate import cut_off
 from ..video import Edited, VideoEditor
-from ._generation import (
-    edit_scales,
-    edit_steps,
-    method_settings,
-    methods_of,
-    model_files,
-    read_text,
-)
+from ._editing import edit_scales, edit_steps
+from ._generation import method_settings, methods_of, model_files, read_text
 from ._main import command
 from ._model import load_model, quiet
 from ._numbers import flag, read_number, whole_number

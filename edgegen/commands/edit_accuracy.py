@@ -27,15 +27,8 @@ from ..runs.record import Run
 from ..sampling.generate import default_size
 from ._domain import read_domain
 from ._edited import Ask, asks_of, draw_edits, score
-from ._generation import (
-    crops_of,
-    edit_scales,
-    edit_steps,
-    methods_of,
-    model_files,
-    model_settings,
-    read_text,
-)
+from ._editing import crops_of, edit_scales, edit_steps
+from ._generation import methods_of, model_files, model_settings, read_text
 from ._main import command
 from ._model import load_model
 from ._numbers import flag, whole_number

@@ -22,8 +22,9 @@ from ..runs.finished import Row, to_csv
 from ..runs.memory import network_call, peak_memory
 from ..runs.record import Run
 from ..video import VideoEditor
+from ._editing import edit_scales
 from ._filmed import Filmed, real_clip
-from ._generation import edit_scales, model_files
+from ._generation import model_files
 from ._main import command
 from ._model import quiet
 from ._moving import Shown

@@ -62,23 +62,14 @@ def clip_tokenizer(folder: str | Path) -> CLIPTokenizer:
     return load_tokenizer(_folder(folder, "tokenizer"))
 
 
-def noise_schedule(folder: str | Path | None = None, **settings: Any) -> DDPMScheduler:
+def noise_schedule(folder: str | Path) -> DDPMScheduler:
     """The noise schedule and the prediction type that a model was trained with, for training.
 
     Args:
-        folder: a pipeline, or an embedded model by name; None for `settings`.
-        settings: of a `DDPMScheduler`, where there is no folder; None is left out.
+        folder: a pipeline, or an embedded model by name.
 
-    Raises FileNotFoundError for a folder without a scheduler, ValueError for settings beside one.
+    Raises FileNotFoundError for a folder without a scheduler.
     """
-    settings = {key: value for key, value in settings.items() if value is not None}
-    if folder is None:
-        return DDPMScheduler(**settings)
-    if settings:
-        raise ValueError(
-            f"scheduler.{next(iter(settings))}: {folder} has a noise schedule of its own; give "
-            "scheduler.folder=null with settings"
-        )
     path = _folder(folder, "scheduler") / "scheduler_config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, which would tell the noise schedule")

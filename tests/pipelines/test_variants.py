@@ -75,10 +75,5 @@ def test_the_noise_schedule_is_that_of_a_pipeline(tmp_path: Path) -> None:
     assert isinstance(own, DDPMScheduler)
     for key in ("beta_start", "beta_end", "beta_schedule", "prediction_type", "steps_offset"):
         assert own.config[key] == read[key]
-    given = noise_schedule(beta_end=0.5, prediction_type="epsilon", beta_start=None)
-    assert given.config.beta_end == 0.5
-    assert given.config.prediction_type == "epsilon"
-    with pytest.raises(ValueError, match=r"scheduler\.beta_end: emoji has a noise schedule"):
-        noise_schedule("emoji", beta_end=0.5)
     with pytest.raises(FileNotFoundError, match="would tell the noise schedule"):
         noise_schedule(tmp_path)
