@@ -1,4 +1,4 @@
-"""What takes the samples of several cells of an experiment: differences, fronts, the base's truth.
+"""What takes the samples of several cells of an experiment: differences, times, fronts.
 
 All functions take an experiment's rows and the folder of its cells, and give the rows with more
 columns. A row whose cell is not on disk, as in a fresh clone, keeps the columns that it has.
@@ -12,19 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import yaml
 from PIL import Image
 
-from ..api import load
 from ..cost.latency import paired_ratio
-from ..media.pictures import read_picture
-from ..metrics.quality.bootstrap import Estimate, bootstrap_mean, paired_difference
-from ..metrics.quality.efflite0 import EffLite0
-from ..metrics.quality.paired import paired_errors
-from ..metrics.quality.pictures import as_floats
-from ..metrics.quality.truths import pipeline_truths
-from ..pipelines.layout import channels_last
+from ..metrics.quality.bootstrap import Estimate, paired_difference
 from .finished import Row, from_csv
 from .fronts import hypervolume_gain
 from .pictures import grid, picture_name, read_settings
@@ -66,7 +57,7 @@ def add_differences(
     for row in rows:
         other = against(row)
         row = dict(row)
-        if other is not None and _there(cells, row) and _there(cells, other):
+        if other is not None and there(cells, row) and there(cells, other):
             for metric in metrics:
                 (ours, asked), (theirs, same) = (
                     read_scores(cells / each["cell"], metric) for each in (row, other)
@@ -74,58 +65,9 @@ def add_differences(
                 if asked != same:
                     raise ValueError(f"cells {row['cell']} and {other['cell']}: other prompts")
                 prompts = np.array([prompt for prompt, _ in asked])
-                row |= _columns(f"{metric}_vs_{name}", paired_difference(ours, theirs, prompts))
+                row |= columns(f"{metric}_vs_{name}", paired_difference(ours, theirs, prompts))
         made.append(row)
     return made
-
-
-def add_errors_to_base(
-    rows: Sequence[Row],
-    cells: Path,
-    stage: str,
-    base: str,
-    *,
-    guidance: float,
-    seed: int = 0,
-    steps: int = 100,
-    against: Callable[[str], str | None] = lambda _: None,
-) -> list[Row]:
-    """`quality/base_rmse` and `quality/base_efflite0`: errors to one model's own solution.
-
-    For rows of different models, each of which `evaluate` compares with its own solution.
-
-    Args:
-        stage: whose rows are judged, by their axis `row`.
-        base: the row of the model whose truth is taken, at `guidance` with `steps` steps.
-        seed: whose pictures of each row are judged: one of each prompt.
-        against: by a row's name, the row that it is held against, as `quality/base_rmse_change`:
-            the mean of its error less that one's, with its paired interval.
-    """
-    judged = [row for row in rows if row["stage"] == stage and _there(cells, row)]
-    found = next((row for row in judged if row["row"] == base), None)
-    if found is None:
-        return list(rows)
-    made, truth, prompts = _truth(cells / found["cell"], guidance, seed, steps)
-    backbone = EffLite0()
-    done: dict[str, Row] = {}
-    by_pixels: dict[str, np.ndarray] = {}
-    for row in judged:
-        files, asked = _pictures(cells / row["cell"], seed)
-        if [_noise(each) for each in asked] != [_noise(each) for each in made]:
-            raise ValueError(f"cell {row['cell']}: made with other prompts or noise than {base}'s")
-        errors = paired_errors(as_floats([read_picture(file) for file in files]), truth, backbone)
-        new: Row = {}
-        for name, column in zip(("rmse", "efflite0"), errors.T.cpu().numpy(), strict=True):
-            new |= _columns(f"quality/base_{name}", bootstrap_mean(column, prompts))
-        done[row["row"]] = new
-        by_pixels[row["row"]] = errors[:, 0].cpu().numpy()
-    for name, new in done.items():
-        other = against(name)
-        if other in by_pixels:
-            change = paired_difference(by_pixels[name], by_pixels[other], prompts)
-            new |= _columns("quality/base_rmse_change", change)
-    here = {id(row) for row in judged}
-    return [dict(row) | (done[row["row"]] if id(row) in here else {}) for row in rows]
 
 
 def add_latency(
@@ -143,7 +85,7 @@ def add_latency(
     """
     timed: dict[tuple[str, str], Mapping[str, Any]] = {}
     for row in rows:
-        if row["stage"] == stage and _there(cells, row):
+        if row["stage"] == stage and there(cells, row):
             text = (cells / row["cell"] / "results.csv").read_text(encoding="utf-8")
             timed |= {(str(row[axis]), str(each["method"])): each for each in from_csv(text)}
     made = []
@@ -178,7 +120,7 @@ def time_ratio_rows(
     """
     made = []
     for row in rows:
-        if row["stage"] != stage or str(row[axis]) != point or not _there(cells, row):
+        if row["stage"] != stage or str(row[axis]) != point or not there(cells, row):
             continue
         text = (cells / row["cell"] / "times.csv").read_text(encoding="utf-8")
         taken: dict[str, dict[int, float]] = {}
@@ -212,7 +154,7 @@ def difference_rows(
     """
     made = []
     for name, (first, second) in pairs.items():
-        if not _there(cells, first) or not _there(cells, second):
+        if not there(cells, first) or not there(cells, second):
             continue
         found: Row = {"stage": stage, "pair": name}
         for metric in metrics:
@@ -227,7 +169,7 @@ def difference_rows(
             known = ~np.isnan(ours - theirs)
             if known.any():
                 estimate = paired_difference(ours[known], theirs[known], clusters[known])
-                found |= _columns(f"{metric}_change", estimate)
+                found |= columns(f"{metric}_change", estimate)
         made.append(found)
     return made
 
@@ -291,7 +233,7 @@ def front_rows(
     """
     (ours, first), (theirs, second) = groups.items()
     everyone = [*first, *second, *corner]
-    if not first or not second or not all(_there(cells, row) for row in everyone):
+    if not first or not second or not all(there(cells, row) for row in everyone):
         return [row for row in rows if row["stage"] == "fronts"]
     errors = {id(row): read_scores(cells / row["cell"], error) for row in everyone}
     asked = errors[id(corner[1])][1]
@@ -309,49 +251,16 @@ def front_rows(
         clusters=np.array([prompt for prompt, _ in asked]),
     )
     return [
-        {"stage": "fronts", "front": name} | _columns("quality/hypervolume", each)
+        {"stage": "fronts", "front": name} | columns("quality/hypervolume", each)
         for name, each in zip((ours, theirs, f"{ours} − {theirs}"), found, strict=True)
     ]
 
 
-def _truth(
-    folder: Path, guidance: float, seed: int, steps: int
-) -> tuple[list[dict[str, Any]], torch.Tensor, np.ndarray]:
-    """What was asked for the pictures of a cell, the truths of its model, and the prompts."""
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    _, asked = _pictures(folder, seed)
-    pipe = load(config["model"]["source"])
-    pipe.set_progress_bar_config(disable=True)
-    channels_last(pipe.unet)
-    truth = pipeline_truths(
-        pipe,
-        [each["prompt"] for each in asked],
-        [(each["seed"], each["index"]) for each in asked],
-        guidance=guidance,
-        **{key: asked[0][key] for key in ("height", "width", "negative_prompt")},
-        steps=steps,
-        cache=config["cache"],
-    )
-    return asked, as_floats(truth), np.array([each["prompt"] for each in asked])
-
-
-def _pictures(folder: Path, seed: int) -> tuple[list[Path], list[dict[str, Any]]]:
-    read = {file: read_settings(file) for file in sorted((folder / "images").glob("*.png"))}
-    if None in read.values():
-        raise ValueError(f"{folder / 'images'}: a picture does not say how it was made")
-    found = {file: each for file, each in read.items() if each and each["seed"] == seed}
-    if not found:
-        raise ValueError(f"{folder / 'images'}: no pictures of seed {seed}")
-    return list(found), list(found.values())
-
-
-def _noise(asked: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(asked[key] for key in ("prompt", "seed", "index"))
-
-
-def _columns(name: str, estimate: Estimate) -> Row:
+def columns(name: str, estimate: Estimate) -> Row:
+    """An estimate as NAME, NAME_lo, NAME_hi and NAME_n."""
     return {f"{name}{end}": getattr(estimate, part) for end, part in _ENDS.items()}
 
 
-def _there(cells: Path, row: Row) -> bool:
+def there(cells: Path, row: Row) -> bool:
+    """Whether a row's cell is on disk."""
     return row.get("cell") is not None and (cells / str(row["cell"]) / "run.json").is_file()

@@ -48,8 +48,9 @@ def denoise(
     guidance: float = 1.0,
     generators: Sequence[torch.Generator] | None = None,
     call: Mapping[str, Any] | None = None,
+    gradient: bool = False,
 ) -> Iterator[Step]:
-    """The steps of a run from noise, without gradients, as diffusers' pipelines make them.
+    """The steps of a run from noise, as diffusers' pipelines make them.
 
     In the same precision the latents are those of `StableDiffusionPipeline` to the bit. What a
     method hooks into the UNet or the scheduler takes part.
@@ -64,6 +65,7 @@ def denoise(
             UNet that takes the guidance scale as an input gets it, and one branch is evaluated.
         generators: of further noise, one a sample, for samplers that draw some.
         call: more keyword arguments of the UNet, for both branches.
+        gradient: whether to keep what a gradient through the whole run needs.
     """
     scheduler.set_timesteps(steps, device=noise.device)
     latents = noise * scheduler.init_noise_sigma
@@ -73,7 +75,7 @@ def denoise(
     taken = inspect.signature(scheduler.step).parameters
     draws = {"generator": list(generators)} if generators and "generator" in taken else {}
     for index, time in enumerate(scheduler.timesteps):
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradient):
             sample = scheduler.scale_model_input(torch.cat([latents] * (1 + guided)), time)
             output = unet(
                 sample.to(unet.dtype),

@@ -101,11 +101,15 @@ class ClockworkModule(lightning.LightningModule):
                 raise ValueError("store: needs a number of different samples: give data.distinct=N")
             about = {
                 "teacher": self.teacher.about(),
-                "cut": str(self.cut),
                 "prompts": data.digest,
                 "precision": str(self.trainer.precision),
+                **self.kept(),
             }
             self._store = TrajectoryStore(self.store_folder, about, data.distinct)
+
+    def kept(self) -> dict[str, Any]:
+        """What the rows of the store depend on beside the teacher and its prompts."""
+        return {"cut": str(self.cut)}
 
     def predictions(self, batch: dict[str, Any]) -> Iterator[Prediction]:
         """What the adaptor says of a batch, at each reuse step or at all at once."""

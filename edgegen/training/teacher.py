@@ -117,8 +117,17 @@ class Teacher:
             "size": self._size,
         }
 
-    def run(self, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[Step]:
-        """Denoise one sample a prompt from the noise of its seed; see `trajectories.denoise`."""
+    def run(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int | None = None,
+        gradient: bool = False,
+    ) -> Iterator[Step]:
+        """Denoise one sample a prompt from the noise of its seed; see `trajectories.denoise`.
+
+        In as many steps as it will be used with, where none are given.
+        """
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         shape = (self.unet.config.in_channels, *self._size)
         noise = torch.cat([torch.randn(1, *shape, generator=each) for each in generators])
@@ -129,9 +138,10 @@ class Teacher:
             noise.to(text.device),
             text,
             negative,
-            steps=self.steps,
+            steps=self.steps if steps is None else steps,
             guidance=self.guidance,
             generators=generators,
+            gradient=gradient,
         )
 
     @torch.no_grad()

@@ -7,7 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from edgegen.runs.cell_samples import add_errors_to_base, add_latency
+from edgegen.runs.base_errors import add_errors_to_base
+from edgegen.runs.cell_samples import add_latency
 from edgegen.runs.pareto import Point, plot_front
 from edgegen.runs.tables import Score, make_table, score_text
 

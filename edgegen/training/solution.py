@@ -1,0 +1,104 @@
+"""Training of Clockwork's adaptor through whole runs, towards where many more steps would end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reuse import Stage, reuse
+from .clockwork import ClockworkModule
+from .teacher import Teacher
+
+
+class SolutionModule(ClockworkModule):
+    """Learns predictions with which a run of few steps ends where one of many does.
+
+    `ClockworkModule` asks for the features that a full pass would have had, so that the best it can
+    do is what the model does without reuse, in as few steps. Here nothing is asked of features: the
+    run with reuse is followed from noise to its last latents, and the gradient of their distance to
+    the teacher's after `solution` steps from the same noise goes back through all steps. That makes
+    up for errors of reuse and of the sampler alike. The distance is the root mean square of each
+    sample, averaged over samples: squares would be ruled by the few that came out otherwise.
+
+    Memory holds the activations of a whole run. Logged as by `ClockworkModule`: `train/loss`, and
+    `train/loss_relative`, the loss over that of the identity.
+
+    Args:
+        solution: steps of the teacher's run that is aimed at, more than its own.
+        store: folder that keeps ends of runs, as of `ClockworkModule`.
+        options: this and all others as of it; `trajectories` are always the student's.
+
+    Raises:
+        ValueError: `solution` not above the teacher's steps; a teacher that is not in float32.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        optimizer: dict[str, Any],
+        cut: Stage,
+        clock: Any = 2,
+        solution: int = 32,
+        store: str | None = None,
+        **options: Any,
+    ) -> None:
+        if options.pop("trajectories", "unrolled") != "unrolled":
+            raise ValueError("trajectories=plain: whole runs are the student's own: unrolled")
+        super().__init__(teacher, optimizer, cut, clock, **options)
+        self.store_folder, self.clock = store, clock
+        steps = teacher.steps
+        if isinstance(solution, bool) or not isinstance(solution, int) or solution <= steps:
+            raise ValueError(f"module.solution={solution}: must be a number above {steps} steps")
+        if teacher.unet.dtype != torch.float32:
+            raise ValueError("teacher.dtype: must be float32, the gradient goes through it")
+        self.solution = solution
+
+    def kept(self) -> dict[str, Any]:
+        return {"solution": self.solution, "cut": str(self.cut), "clock": str(self.clock)}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        ends = self._ends(batch)
+        with reuse(self.teacher, self.cut, self.clock, self.adaptor):
+            last = self._end(batch["prompt"], batch["seed"].tolist(), gradient=True)
+        loss, size = _distance(last, ends["solution"]), len(batch["prompt"])
+        self.log("train/loss", loss, batch_size=size)
+        plain = _distance(ends["identity"], ends["solution"])
+        self.log("train/loss_relative", loss.detach() / plain, batch_size=size)
+        return loss
+
+    def _ends(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Last latents (B, C, H, W) of the `solution`, and with the identity; made once if kept."""
+        prompts, seeds = batch["prompt"], batch["seed"].tolist()
+        if self._store is None:
+            return self._made(prompts, seeds)
+        rows = batch["row"].tolist()
+        if missing := self._store.missing(rows):
+            places = [rows.index(row) for row in missing]
+            made = self._made([prompts[at] for at in places], [seeds[at] for at in places])
+            self._store.put(missing, made)
+        return {name: value.to(self.device) for name, value in self._store.get(rows).items()}
+
+    def _made(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Tensor]:
+        found = {"solution": self._end(prompts, seeds, self.solution)}
+        with reuse(self.teacher, self.cut, self.clock):
+            found["identity"] = self._end(prompts, seeds)
+        return found
+
+    def _end(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int | None = None,
+        gradient: bool = False,
+    ) -> Tensor:
+        *_, last = self.teacher.run(prompts, seeds, steps, gradient)
+        return last.following
+
+
+def _distance(last: Tensor, solution: Tensor) -> Tensor:
+    """Mean over samples of the root mean square of what two latents (B, C, H, W) differ by."""
+    squares = (last.float() - solution.float()).square().flatten(1).mean(1)
+    return (squares + 1e-12).sqrt().mean()  # a root's slope has no end at nought
