@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,15 @@ class TrajectoryStore:
             name: torch.from_numpy(np.asarray(self._file(name)[places], np.float32))
             for name in names
         }
+
+    def get_or_make(
+        self, rows: Sequence[int], make: Callable[[list[int]], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """As `get`; `make` gives what is missing, of the places in `rows` that it is told."""
+        if missing := self.missing(rows):
+            places = [rows.index(row) for row in missing]
+            self.put(missing, make(places))
+        return self.get(rows)
 
     def _make(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         if self._open_filled() is None:

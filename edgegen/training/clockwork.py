@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,21 +95,31 @@ class ClockworkModule(lightning.LightningModule):
     def on_fit_start(self) -> None:
         self.teacher.to(self.device)
         peak_memory(self.device, restart=True)
-        if self.store_folder is not None:
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
-            if data.distinct is None:
-                raise ValueError("store: needs a number of different samples: give data.distinct=N")
-            about = {
-                "teacher": self.teacher.about(),
-                "prompts": data.digest,
-                "precision": str(self.trainer.precision),
-                **self.kept(),
-            }
-            self._store = TrajectoryStore(self.store_folder, about, data.distinct)
+        self.open_stores()
 
-    def kept(self) -> dict[str, Any]:
-        """What the rows of the store depend on beside the teacher and its prompts."""
-        return {"cut": str(self.cut)}
+    def open_stores(self) -> None:
+        self._store = self.open_store({"cut": str(self.cut)})
+
+    def open_store(
+        self, about: Mapping[str, Any], steps: int | None = None
+    ) -> TrajectoryStore | None:
+        """What keeps what is computed of a sample: of the teacher's run, and of `about`.
+
+        None where nothing is kept. `steps` of that run where they are others than the teacher's.
+        """
+        if self.store_folder is None:
+            return None
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data.distinct is None:
+            raise ValueError("store: needs a number of different samples: give data.distinct=N")
+        teacher = self.teacher.about() | ({} if steps is None else {"steps": steps})
+        settings = {
+            "teacher": teacher,
+            "prompts": data.digest,
+            "precision": str(self.trainer.precision),
+            **about,
+        }
+        return TrajectoryStore(self.store_folder, settings, data.distinct)
 
     def predictions(self, batch: dict[str, Any]) -> Iterator[Prediction]:
         """What the adaptor says of a batch, at each reuse step or at all at once."""
@@ -154,20 +164,19 @@ class ClockworkModule(lightning.LightningModule):
 
     def _features(self, store: TrajectoryStore, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`trajectory_features` of the batch, (branch · sample) first; made where not yet there."""
-        rows = batch["row"].tolist()
-        if missing := store.missing(rows):
-            places = [rows.index(row) for row in missing]
+
+        def make(places: list[int]) -> dict[str, Tensor]:
             run = self.teacher.run(
                 [batch["prompt"][place] for place in places],
                 [int(batch["seed"][place]) for place in places],
             )
             made = trajectory_features(self.teacher.unet, self.cut, run)
-            by_sample = {
-                name: value.unflatten(0, (-1, len(missing))).transpose(0, 1)
+            return {
+                name: value.unflatten(0, (-1, len(places))).transpose(0, 1)
                 for name, value in made.items()
             }
-            store.put(missing, by_sample)
-        kept = store.get(rows)
+
+        kept = store.get_or_make(batch["row"].tolist(), make)
         return {
             name: value.to(self.device).transpose(0, 1).flatten(0, 1)
             for name, value in kept.items()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..reuse import Stage, reuse
+from ..sampling.trajectories import TrajectoryStore
 from .clockwork import ClockworkModule
 from .teacher import Teacher
 
@@ -55,37 +56,40 @@ class SolutionModule(ClockworkModule):
         if teacher.unet.dtype != torch.float32:
             raise ValueError("teacher.dtype: must be float32, the gradient goes through it")
         self.solution = solution
+        self._ends: dict[str, TrajectoryStore | None] = {"solution": None, "identity": None}
 
-    def kept(self) -> dict[str, Any]:
-        return {"solution": self.solution, "cut": str(self.cut), "clock": str(self.clock)}
+    def open_stores(self) -> None:
+        how = {"cut": str(self.cut), "clock": str(self.clock)}
+        self._ends = {
+            "solution": self.open_store({"rows": "ends"}, self.solution),
+            "identity": self.open_store({"rows": "ends with the identity", **how}),
+        }
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        ends = self._ends(batch)
+        solution, identity = self._kept("solution", batch), self._kept("identity", batch)
         with reuse(self.teacher, self.cut, self.clock, self.adaptor):
             last = self._end(batch["prompt"], batch["seed"].tolist(), gradient=True)
-        loss, size = _distance(last, ends["solution"]), len(batch["prompt"])
+        loss, size = _distance(last, solution), len(batch["prompt"])
         self.log("train/loss", loss, batch_size=size)
-        plain = _distance(ends["identity"], ends["solution"])
+        plain = _distance(identity, solution)
         self.log("train/loss_relative", loss.detach() / plain, batch_size=size)
         return loss
 
-    def _ends(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Last latents (B, C, H, W) of the `solution`, and with the identity; made once if kept."""
+    def _kept(self, name: str, batch: dict[str, Any]) -> Tensor:
+        """Last latents (B, C, H, W) of the run of this name; made once if they are kept."""
         prompts, seeds = batch["prompt"], batch["seed"].tolist()
-        if self._store is None:
-            return self._made(prompts, seeds)
-        rows = batch["row"].tolist()
-        if missing := self._store.missing(rows):
-            places = [rows.index(row) for row in missing]
-            made = self._made([prompts[at] for at in places], [seeds[at] for at in places])
-            self._store.put(missing, made)
-        return {name: value.to(self.device) for name, value in self._store.get(rows).items()}
 
-    def _made(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Tensor]:
-        found = {"solution": self._end(prompts, seeds, self.solution)}
-        with reuse(self.teacher, self.cut, self.clock):
-            found["identity"] = self._end(prompts, seeds)
-        return found
+        def make(places: Iterable[int]) -> dict[str, Tensor]:
+            asked = [prompts[place] for place in places], [seeds[place] for place in places]
+            if name == "solution":
+                return {"ends": self._end(*asked, self.solution)}
+            with reuse(self.teacher, self.cut, self.clock):
+                return {"ends": self._end(*asked)}
+
+        store = self._ends[name]
+        if store is None:
+            return make(range(len(prompts)))["ends"]
+        return store.get_or_make(batch["row"].tolist(), make)["ends"].to(self.device)
 
     def _end(
         self,

@@ -116,12 +116,12 @@ class TrajectoryTask:
         seeds = batch["seed"].tolist()
         if self._store is None:
             return self._made(batch["prompt"], seeds)
-        rows = batch["row"].tolist()
-        if missing := self._store.missing(rows):
-            places = [rows.index(row) for row in missing]
-            prompts = [batch["prompt"][place] for place in places]
-            self._store.put(missing, self._made(prompts, [seeds[place] for place in places]))
-        return self._store.get(rows)
+        return self._store.get_or_make(
+            batch["row"].tolist(),
+            lambda places: self._made(
+                [batch["prompt"][place] for place in places], [seeds[place] for place in places]
+            ),
+        )
 
     def _made(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Tensor]:
         samples: list[Tensor] = []

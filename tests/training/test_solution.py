@@ -98,8 +98,16 @@ def test_ends_are_kept(prompts: Any, tmp_path: Path) -> None:  # noqa: F811
     again = fit(module(taught, store=store), prompts(distinct=4), tmp_path, steps=4)
     assert again == losses
     assert len(calls) == 2 * (12 + 4) + 8 * 4
-    fit(module(taught, store=store, solution=13), prompts(distinct=4), tmp_path, steps=1)
+    # Other schedules and step counts have the same solutions, and ends of their own.
     assert len(list((tmp_path / "store").iterdir())) == 2
+    calls.clear()
+    other = module(taught, store=store, clock={"reuse": [2, 3]})
+    fit(other, prompts(distinct=4), tmp_path, steps=1)
+    assert len(calls) == 4 + 4
+    fit(module(teacher(steps=3), store=store), prompts(distinct=4), tmp_path, steps=1)
+    assert len(list((tmp_path / "store").iterdir())) == 4
+    fit(module(taught, store=store, solution=13), prompts(distinct=4), tmp_path, steps=1)
+    assert len(list((tmp_path / "store").iterdir())) == 5
 
 
 @pytest.mark.parametrize(
