@@ -112,7 +112,7 @@ class Teacher:
             "parts": [fingerprint(part) for part in parts],
             "scheduler": [type(self.scheduler).__name__, scheduler_config(self.scheduler)],
             "steps": self.steps,
-            "guidance": self.guidance,
+            "guidance": float(self.guidance),  # 3 and 3.0 are one teacher
             "negative_prompt": self.negative_prompt,
             "size": self._size,
         }

@@ -41,6 +41,10 @@ LEARNED = {
     "8 ours learned 1": "8 ours identity",
     "8 ours learned span 0": "8 ours span",
     "8 ours learned span 1": "8 ours span",
+    "8 ours solution 0": "8 ours identity",
+    "8 ours solution 1": "8 ours identity",
+    "8 ours solution span 0": "8 ours span",
+    "8 ours solution span 1": "8 ours span",
 }
 Rows = list[dict[str, Any]]
 
@@ -62,10 +66,6 @@ def table(rows: Rows) -> str:
         "",
         shown(of(rows, "fronts"), ["front"], ["quality/hypervolume"]),
         shown(of(rows, "front"), ["method_name", "steps"], [COST, ERROR]),
-        "# What it suggested: a front on dev",
-        "",
-        shown(of(rows, "dev_fronts"), ["front"], ["quality/hypervolume"]),
-        shown(of(rows, "dev_front"), ["method_name", "steps"], [COST, ERROR]),
         "# Tuning, 8 steps, dev",
         "",
         shown(of(rows, "tuning"), ["row"], [COST, ERROR]),
@@ -165,14 +165,12 @@ def derived(rows: Rows, cells: Path) -> Rows:
     same = {"ours, identity / DeepCache": ("ours_after_upsampler", "deepcache_2_b2")}
     if times := time_ratio_rows(rows, cells, "latency", "steps", "8", same):
         rows = [row for row in rows if row["stage"] != "times"] + times
-    for stage in ("front", "dev_front"):
-        rows = with_volumes(rows, cells, stage)
-    return rows
+    return with_volumes(rows, cells)
 
 
-def with_volumes(rows: Rows, cells: Path, stage: str) -> Rows:
-    """The rows with the hypervolumes of a stage's methods, as rows of a stage called STAGEs."""
-    front = of(rows, stage)
+def with_volumes(rows: Rows, cells: Path) -> Rows:
+    """The rows with the hypervolumes of the front's methods, as rows of a stage `fronts`."""
+    front = of(rows, "front")
     plain = [row for row in front if row["method_name"] == "plain"]
     sets = {
         "ours": [row for row in front if group(row["method_name"]) != "peers"],
@@ -181,10 +179,8 @@ def with_volumes(rows: Rows, cells: Path, stage: str) -> Rows:
     if not plain:
         return rows
     corner = max(plain, key=lambda row: row[COST]), max(plain, key=lambda row: row[ERROR])
-    known = [row | {"stage": "fronts"} for row in of(rows, f"{stage}s")]
-    found = front_rows(known, cells, sets, cost=COST, error=ERROR, corner=corner)
-    made = [row | {"stage": f"{stage}s"} for row in found]
-    return [row for row in rows if row["stage"] != f"{stage}s"] + made
+    made = front_rows(rows, cells, sets, cost=COST, error=ERROR, corner=corner)
+    return [row for row in rows if row["stage"] != "fronts"] + made
 
 
 def _label(row: dict[str, Any]) -> tuple[str, str] | None:
