@@ -134,7 +134,8 @@ def test_peers_are_timed_under_the_names_of_their_rows() -> None:
     labels = {row["row"]: code._label(row) for row in rows if row["stage"] == "methods"}
     untimed = {name for name, label in labels.items() if label not in timed}
     assert untimed == {
-        "8 ours shipped",
+        *(f"8 ours solution {span}{seed}" for span in ("", "span ") for seed in (0, 1)),
+        *(f"4 ours solution span {seed}" for seed in (0, 1)),
         "4 ours span linear",
         "4 ours drift",
         "8 ours learned 1",

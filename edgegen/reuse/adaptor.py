@@ -210,23 +210,25 @@ def load_adaptor(path: str | Path, unet: nn.Module, cut: Cut) -> ResNetAdaptor:
     return adaptor.to(weight.device, weight.dtype).eval().requires_grad_(False)
 
 
-def embedded_adaptor(unet: nn.Module, cut: Cut) -> ResNetAdaptor:
-    """The adaptor inside the package that was trained for this model and cut, as `load_adaptor`.
+def embedded_adaptors(unet: nn.Module, cut: Cut) -> list[ResNetAdaptor]:
+    """The adaptors inside the package that were trained for this model and cut, as `load_adaptor`.
 
     Raises ValueError where there is none.
     """
-    folder = assets.ROOT / "adaptors"
+    folder, found = assets.ROOT / "adaptors", []
     if folder.is_dir():
         assets.verify(folder)
         for path in sorted(folder.glob("*.safetensors")):
             try:
-                return load_adaptor(path, unet, cut)
+                found.append(load_adaptor(path, unet, cut))
             except ValueError:
                 continue
-    raise ValueError(
-        f"predictor=learned: the package holds no adaptor for this model and {cut}; "
-        "scripts/train.py experiment=clockwork/emoji trains one"
-    )
+    if not found:
+        raise ValueError(
+            f"predictor=learned: the package holds no adaptor for this model and {cut}; "
+            "scripts/train.py experiment=clockwork/emoji trains one"
+        )
+    return found
 
 
 def _bias(layer: nn.ConvTranspose2d) -> torch.Tensor:

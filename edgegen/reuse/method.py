@@ -13,7 +13,7 @@ from torch import nn
 from ..cost import cost_mode
 from ..cost.modes import uncompiled
 from ..sampling.steps import StepClock, step_clock
-from .adaptor import SHARES, embedded_adaptor, load_adaptor, make_adaptor
+from .adaptor import SHARES, embedded_adaptors, load_adaptor, make_adaptor
 from .clock import Clock, Drift, Moment, parse_clock, planned
 from .context import Context, Slot
 from .cut import Cut, Encoder, check_unet
@@ -174,10 +174,10 @@ def reuse(target: Any, cut: Cut, clock: Any, predictor: Any = "identity") -> Ite
         cut: what reuse steps leave out: a `Stage`, a `Branch` or the `Encoder`.
         clock: when to run in full: see `clock.ALLOWED`, or a `Clock`.
         predictor: what to put in place of what was left out. `identity`, `linear`, `quadratic`;
-            `learned` for the adaptor that the package holds for an embedded model; the path of a
-            trained one; `resnet` or `light` for an untrained one; a module that is one (see
-            `ResNetAdaptor`), which is brought to the UNet's device and precision; or an
-            `Extrapolation`.
+            `learned` for the adaptor that the package holds for an embedded model, the one trained
+            for this clock if there is one; the path of a trained one; `resnet` or `light` for an
+            untrained one; a module that is one (see `ResNetAdaptor`), which is brought to the
+            UNet's device and precision; or an `Extrapolation`.
 
     Warns of an adaptor that was trained for full passes at other steps.
 
@@ -192,7 +192,7 @@ def reuse(target: Any, cut: Cut, clock: Any, predictor: Any = "identity") -> Ite
     unet, scheduler = find_unet(target)
     check_unet(unet)
     clock = parse_clock(clock)
-    found = _parse_predictor(predictor, unet, cut)
+    found = _parse_predictor(predictor, unet, cut, clock)
     if isinstance(cut, Encoder) and (isinstance(found, nn.Module) or isinstance(clock, Drift)):
         raise ValueError(
             "the cut at the encoder leaves no features before it, which learned predictors and the "
@@ -232,19 +232,25 @@ def find_unet(target: Any) -> tuple[Any, Any]:
 
 
 def _tell_of_another_clock(predictor: Predictor, clock: Clock) -> None:
-    trained = getattr(predictor, "trained", None)
-    if not trained or isinstance(clock, Drift):
-        return
-    steps, full = trained["steps"], trained["full"]
-    if [i for i, each in enumerate(planned(clock, steps), start=1) if each] != full:
+    if not _trained_for(predictor, clock):
+        trained: Any = predictor.trained  # type: ignore[union-attr]
         warnings.warn(
-            f"the adaptor was trained for full passes at steps {full} of {steps}: under another "
-            "clock it may predict worse than the identity",
+            f"the adaptor was trained for full passes at steps {trained['full']} of "
+            f"{trained['steps']}: under another clock it may predict worse than the identity",
             stacklevel=4,
         )
 
 
-def _parse_predictor(predictor: Any, unet: Any, cut: Cut) -> Predictor:
+def _trained_for(predictor: Predictor, clock: Clock) -> bool:
+    """Whether full passes come where they came in training; true where nothing is known of that."""
+    trained = getattr(predictor, "trained", None)
+    if not trained or isinstance(clock, Drift):
+        return True
+    passes = enumerate(planned(clock, trained["steps"]), start=1)
+    return [step for step, full in passes if full] == trained["full"]
+
+
+def _parse_predictor(predictor: Any, unet: Any, cut: Cut, clock: Clock) -> Predictor:
     if isinstance(predictor, Extrapolation | nn.Module):
         return predictor
     if predictor in ORDERS:
@@ -252,7 +258,8 @@ def _parse_predictor(predictor: Any, unet: Any, cut: Cut) -> Predictor:
     if predictor in SHARES:
         return make_adaptor(unet, cut, predictor).eval().requires_grad_(False)
     if predictor == "learned":
-        return embedded_adaptor(unet, cut)
+        held = embedded_adaptors(unet, cut)
+        return next((each for each in held if _trained_for(each, clock)), held[0])
     if isinstance(predictor, Path) or str(predictor).endswith(".safetensors"):
         return load_adaptor(predictor, unet, cut)
     raise ValueError(

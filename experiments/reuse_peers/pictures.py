@@ -18,8 +18,8 @@ HERE = Path(__file__).parent
 ROWS = {
     "8 plain": "8 steps",
     "8 ours identity": "clock 2, identity",
-    "8 ours learned 0": "clock 2, learned",
-    "8 ours span": "span 2, identity",
+    "8 ours solution 0": "clock 2, learned",
+    "8 ours solution span 0": "span 2, learned",
     "8 deepcache 2 b2": "DeepCache, interval 2",
     "8 fewer 6": "6 steps",
 }

@@ -211,6 +211,30 @@ def test_the_package_holds_adaptors(
         pass
 
 
+def test_of_several_the_one_for_the_clock(
+    saved: tuple[Path, Any, ResNetAdaptor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, unet, adaptor = saved
+    monkeypatch.setattr(assets, "ROOT", tmp_path / "assets")
+    folder = tmp_path / "assets" / "adaptors"
+    folder.mkdir(parents=True)
+    for name, full in (("a", [1, 3, 5, 7]), ("b", [1, 3, 6, 8])):
+        adaptor.trained = {"steps": 8, "full": full, "scheduler": "DDIM", "guidance": 1.0}
+        save_adaptor(adaptor, folder / f"{name}.safetensors", unet, Stage(2))
+    assets.write_sums(folder)
+    for clock, full in ((2, [1, 3, 5, 7]), ({"span": 2}, [1, 3, 6, 8])):
+        with (
+            warnings.catch_warnings(action="error"),
+            clockwork(unet, clock, "learned", stage=2) as method,
+        ):
+            assert method.predictor.trained["full"] == full
+    with (
+        pytest.warns(UserWarning, match=r"\[1, 3, 5, 7\] of 8: under another clock"),
+        clockwork(unet, 3, "learned", stage=2) as method,
+    ):
+        assert method.predictor.trained["full"] == [1, 3, 5, 7]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_the_same_base_in_another_precision(
     saved: tuple[Path, Any, ResNetAdaptor], dtype: torch.dtype
