@@ -43,7 +43,7 @@ FACTORS = {
     "Inputs": ("r_in", "r_out", "r_in and r_out", "default"),
     "Trajectories": (
         *("default", "default, other seed", "as long", "as long, other seed"),
-        *("unrolled", "unrolled, other seed"),
+        *("unrolled", "unrolled, other seed", "whole runs", "whole runs, other seed"),
     ),
     "Steps": (
         *("4 steps, plain", "4 steps, identity", "4 steps", "plain", "identity", "default"),
@@ -75,6 +75,8 @@ EXPECTED = [
     ("default", "narrow"),
     ("unrolled", "as long"),
     ("unrolled, other seed", "as long, other seed"),
+    ("whole runs", "unrolled"),
+    ("whole runs, other seed", "unrolled, other seed"),
     ("default", "linear"),
     ("span 2, identity", "identity"),
     ("span 2, its own adaptor", "span 2, identity"),
@@ -93,6 +95,7 @@ OWN = (
     *("default", "default, other seed", "narrow", "wide", "stage 2", "after upsampler", "DDIM"),
     *("r_in", "r_out", "r_in and r_out", "span 2, its own adaptor", "4 steps"),
     *("unrolled", "unrolled, other seed", "as long", "as long, other seed"),
+    *("whole runs", "whole runs, other seed"),
 )
 UNTRAINED = ("plain", "identity", "linear", "quadratic")
 TWINS = "default < default, other seed"
