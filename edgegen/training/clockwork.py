@@ -71,7 +71,7 @@ class ClockworkModule(lightning.LightningModule):
                 "store=null"
             )
         self._teacher = (teacher,)  # in a tuple: no submodule, in no checkpoint
-        self.optimizer_options, self.cut = optimizer, cut
+        self.optimizer_options, self.cut, self.clock = optimizer, cut, clock
         self.passes = planned_passes(clock, teacher.evaluations)
         self.student = trajectories == "unrolled"
         self.store_folder = store

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reuse import Stage, reuse
+from ..losses.features import sample_distance
+from ..reuse import reuse
 from ..sampling.trajectories import TrajectoryStore
 from .clockwork import ClockworkModule
 from .teacher import Teacher
@@ -39,27 +40,25 @@ class SolutionModule(ClockworkModule):
     def __init__(
         self,
         teacher: Teacher,
-        optimizer: dict[str, Any],
-        cut: Stage,
-        clock: Any = 2,
+        *args: Any,
         solution: int = 32,
         store: str | None = None,
         **options: Any,
     ) -> None:
         if options.pop("trajectories", "unrolled") != "unrolled":
             raise ValueError("trajectories=plain: whole runs are the student's own: unrolled")
-        super().__init__(teacher, optimizer, cut, clock, **options)
-        self.store_folder, self.clock = store, clock
+        super().__init__(teacher, *args, **options)
+        self.store_folder = store
         steps = teacher.steps
         if isinstance(solution, bool) or not isinstance(solution, int) or solution <= steps:
             raise ValueError(f"module.solution={solution}: must be a number above {steps} steps")
         if teacher.unet.dtype != torch.float32:
             raise ValueError("teacher.dtype: must be float32, the gradient goes through it")
         self.solution = solution
-        self._ends: dict[str, TrajectoryStore | None] = {"solution": None, "identity": None}
+        self._ends: dict[str, TrajectoryStore | None] = {}
 
     def open_stores(self) -> None:
-        how = {"cut": str(self.cut), "clock": str(self.clock)}
+        how = {"cut": str(self.cut), "passes": self.passes}
         self._ends = {
             "solution": self.open_store({"rows": "ends"}, self.solution),
             "identity": self.open_store({"rows": "ends with the identity", **how}),
@@ -69,9 +68,9 @@ class SolutionModule(ClockworkModule):
         solution, identity = self._kept("solution", batch), self._kept("identity", batch)
         with reuse(self.teacher, self.cut, self.clock, self.adaptor):
             last = self._end(batch["prompt"], batch["seed"].tolist(), gradient=True)
-        loss, size = _distance(last, solution), len(batch["prompt"])
+        loss, size = sample_distance(last, solution), len(batch["prompt"])
         self.log("train/loss", loss, batch_size=size)
-        plain = _distance(identity, solution)
+        plain = sample_distance(identity, solution)
         self.log("train/loss_relative", loss.detach() / plain, batch_size=size)
         return loss
 
@@ -86,7 +85,7 @@ class SolutionModule(ClockworkModule):
             with reuse(self.teacher, self.cut, self.clock):
                 return {"ends": self._end(*asked)}
 
-        store = self._ends[name]
+        store = self._ends.get(name)
         if store is None:
             return make(range(len(prompts)))["ends"]
         return store.get_or_make(batch["row"].tolist(), make)["ends"].to(self.device)
@@ -100,9 +99,3 @@ class SolutionModule(ClockworkModule):
     ) -> Tensor:
         *_, last = self.teacher.run(prompts, seeds, steps, gradient)
         return last.following
-
-
-def _distance(last: Tensor, solution: Tensor) -> Tensor:
-    """Mean over samples of the root mean square of what two latents (B, C, H, W) differ by."""
-    squares = (last.float() - solution.float()).square().flatten(1).mean(1)
-    return (squares + 1e-12).sqrt().mean()  # a root's slope has no end at nought

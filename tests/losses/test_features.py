@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgegen.losses.features import feature_loss
+from edgegen.losses.features import feature_loss, sample_distance
 
 
 def test_mean_of_squares() -> None:
@@ -25,3 +25,13 @@ def test_half_precision_is_summed_in_full() -> None:
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match=r"\(2, 3\) and \(2, 1\)"):
         feature_loss(torch.zeros(2, 3), torch.zeros(2, 1))
+
+
+def test_distance_of_samples_is_a_mean_of_roots() -> None:
+    target = torch.zeros(2, 3, 4, 4)
+    prediction = torch.stack([torch.full((3, 4, 4), 1.0), torch.full((3, 4, 4), -5.0)])
+    assert float(sample_distance(prediction, target)) == pytest.approx((1 + 5) / 2)
+    same = target.clone().requires_grad_()
+    sample_distance(same, target).backward()
+    assert same.grad is not None
+    assert bool(same.grad.isfinite().all())
