@@ -26,6 +26,7 @@ from ..sampling.guidance import (
 )
 from ..sampling.steps import StepClock, undriven
 from .attention import Bank, Mode
+from .history import SchedulerStates
 
 _EDITORS = (
     StableDiffusionInstructPix2PixPipeline,
@@ -96,7 +97,7 @@ class FrameDenoiser:
     Attributes:
         first, last: numbers of the first evaluation of the UNet, and of the one behind the last.
         branches: guidance branches.
-        keeps_history: whether the scheduler keeps tensors of earlier steps for each chunk.
+        states: of the scheduler, chunk by chunk.
         follows_source: whether every step looks at the source's latents.
     """
 
@@ -124,10 +125,7 @@ class FrameDenoiser:
         self.scheduler = self._new_scheduler()
         self.first = self._first_evaluation()
         self.last = len(self.scheduler.timesteps)
-        self._fresh = _snapshot(self.scheduler)
-        self._takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        self.keeps_history = self._probe_history()
-        self._states: dict[Hashable, dict[str, Any]] = {}
+        self.states = SchedulerStates(self.scheduler, self.first)
         self._text, self._time_cond = self._encode_text()
 
     @property
@@ -173,13 +171,13 @@ class FrameDenoiser:
         noise = self.noise(source.shape, numbers)
         if self.follows_source:
             return (noise * self.scheduler.init_noise_sigma).contiguous()
-        self._set_state(self._fresh, self.first)
+        self.states.renew(self.first)
         start = self.scheduler.timesteps[self.first : self.first + 1]
         return self.scheduler.add_noise(source, noise, start).contiguous()
 
     def start(self) -> None:
         """Tell the step clock of a new run."""
-        self._states.clear()
+        self.states.begin()
         self.clock.reset(self.scheduler.timesteps, self.first)
 
     def skip_to(self, evaluation: int) -> None:
@@ -207,7 +205,7 @@ class FrameDenoiser:
         """
         self.bank.mode, self.bank.step, self.bank.branches = mode, evaluation, self.branches
         self.bank.frames = numbers
-        self._set_state(self._states.get(key, self._fresh), evaluation)
+        self.states.enter(key, evaluation)
         time = self.scheduler.timesteps[evaluation]
         try:
             with self.clock.stream(key):
@@ -215,11 +213,10 @@ class FrameDenoiser:
         finally:
             self.bank.mode = "plain"
         extra: dict[str, Any] = {}
-        if self._takes_generator:  # noise of (seed, step) alone, and of the frame where it has own
+        if self.states.takes_generator:  # noise of (seed, step), and of the frame where it has own
             extra["generator"] = [self._generator(number, evaluation + 1) for number in numbers]
         after = self.scheduler.step(predicted, time, latents, **extra, return_dict=False)[0]
-        if self.keeps_history:
-            self._states[key] = _snapshot(self.scheduler)
+        self.states.leave(key)
         return after.contiguous()  # as it comes back from a file: the layout can move the last bits
 
     def _generator(self, number: int, draw: int) -> torch.Generator:
@@ -292,33 +289,3 @@ class FrameDenoiser:
                 f"strength={self.edit.strength:g}: leaves none of {self.steps} steps; raise it"
             )
         return (self.steps - gone) * self.scheduler.order
-
-    def _set_state(self, state: dict[str, Any], evaluation: int) -> None:
-        for name in [name for name in vars(self.scheduler) if name not in state]:
-            delattr(self.scheduler, name)
-        vars(self.scheduler).update(_copied(state))
-        if state is self._fresh and hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(evaluation)
-
-    def _probe_history(self) -> bool:
-        """Whether a step leaves tensors of the sample's shape behind in the scheduler."""
-        self._set_state(self._fresh, self.first)
-        sample, time = torch.zeros(1, 1, 1, 1), self.scheduler.timesteps[self.first]
-        extra = {"generator": noise_generator(0, 0)} if self._takes_generator else {}
-        self.scheduler.scale_model_input(sample, time)
-        self.scheduler.step(sample, time, sample, **extra)
-        left = [value for kept in vars(self.scheduler).values() for value in _flat(kept)]
-        return any(torch.is_tensor(value) and value.ndim == 4 for value in left)
-
-
-def _snapshot(scheduler: Any) -> dict[str, Any]:
-    return _copied(vars(scheduler))
-
-
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    # Multistep schedulers write into their lists.
-    return {k: list(v) if isinstance(v, list) else v for k, v in state.items()}
-
-
-def _flat(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]

@@ -122,7 +122,7 @@ def steps_outside(job: Job, scene: Scene, place: int) -> None:
     if noted.get("scene", 0) > place:
         return
     evaluation, ready = first, 0
-    if noted.get("scene") == place and not denoiser.keeps_history:
+    if noted.get("scene") == place and not denoiser.states.history:
         evaluation, ready = noted["evaluation"], noted["chunks"]
     batches: list[tuple[Sequence[int], bool]] = [(chunk, True) for chunk in job.chunks(scene)]
     if scene.anchors:
@@ -132,6 +132,10 @@ def steps_outside(job: Job, scene: Scene, place: int) -> None:
             stack.enter_context(closing(space.rows(name, job.latent_shape, denoiser.dtype)))
             for name in ("even", "odd", "source")
         )
+        if denoiser.states.history:
+            history = space.rows("history", job.latent_shape, torch.float32)
+            stack.enter_context(closing(history))
+            stack.enter_context(denoiser.states.in_file(history))
         denoiser.skip_to(evaluation)
         while evaluation < last:
             before, after = (even, odd) if evaluation % 2 == 0 else (odd, even)

@@ -100,9 +100,9 @@ class Rows:
     """Tensors (C, h, w) in a file, found by their numbers; in memory only while in use."""
 
     def __init__(self, path: Path, shape: Sequence[int], dtype: torch.dtype) -> None:
-        self._shape = tuple(shape)
-        self._dtype = dtype
-        self._bytes = int(np.prod(self._shape)) * dtype.itemsize
+        self.shape = tuple(shape)
+        self.dtype = dtype
+        self._bytes = int(np.prod(self.shape)) * dtype.itemsize
         path.touch()
         self._file: BinaryIO = open(path, "r+b", buffering=0)  # noqa: SIM115
 
@@ -120,7 +120,7 @@ class Rows:
         for number in numbers:
             self._file.seek(number * self._bytes)
             data = bytearray(self._file.read(self._bytes))
-            rows.append(torch.frombuffer(data, dtype=self._dtype).view(self._shape))
+            rows.append(torch.frombuffer(data, dtype=self.dtype).view(self.shape))
         return torch.stack(rows)
 
     def close(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ from edgegen.sampling.generate import noise_generator, noise_seed
 from edgegen.sampling.guidance import edit_guidance
 from edgegen.video import VideoEditor
 from edgegen.video.editor import SCHEDULES
+from edgegen.video.history import SchedulerStates
+from edgegen.video.workspace import Workspace
 
 INSTRUCTION = "make it red"
 SEED, STEPS = 5, 3
@@ -348,8 +352,31 @@ def test_the_schedule_is_chosen_by_memory(
     with clockwork(pipe):
         assert chosen() == "frames"  # else features of every frame would be kept
         assert chosen("steps") == "frames"
-    pipe.scheduler = SCHEDULERS["dpm"]
-    assert chosen() == "frames"
+
+
+def test_latents_of_earlier_steps_are_not_in_memory(tmp_path: Path) -> None:
+    scheduler = SCHEDULERS["dpm"]
+    scheduler.set_timesteps(4)
+    states = SchedulerStates(scheduler, 0)
+    assert states.history
+    rows = Workspace(tmp_path / "a", {}, False).rows("history", (2, 3, 3), torch.float32)
+    drawn = torch.Generator().manual_seed(SEED)
+    with closing(rows), states.in_file(rows):
+        kept: list[tuple[Any, torch.Tensor]] = []
+        for batch in range(3):
+            states.enter(batch, 0)
+            sample = torch.randn(2, 2, 3, 3, generator=drawn)
+            scheduler.step(sample, scheduler.timesteps[0], sample)
+            kept.append((weakref.ref(scheduler.model_outputs[-1]), scheduler.model_outputs[-1] + 0))
+            states.leave(batch)
+        states.renew(0)
+        assert [tensor() for tensor, _ in kept] == [None] * 3
+        for batch, (_, value) in enumerate(kept):
+            states.enter(batch, 1)
+            assert torch.equal(scheduler.model_outputs[-1], value)
+            assert scheduler.step_index == 1
+    states.enter(0, 0)
+    assert scheduler.step_index is None  # nothing is kept behind the file
 
 
 # Noise
