@@ -1,6 +1,6 @@
 """Kills an evaluation, a search and a training at random moments, and looks at what is left.
 
-    python experiments/kills/run.py [FOLDER]
+    python experiments/kills/run.py [NEW_FOLDER]
 
 The commands run in processes forked off a server that has imported torch: a kill then falls into
 their work, and not into seconds of importing.
@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import os
 import random
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,7 +68,8 @@ class Job:
 
 def main(root: Path) -> None:
     """Run all jobs; write the results and the table beside this file."""
-    shutil.rmtree(root, ignore_errors=True)
+    if root.exists():
+        raise SystemExit(f"{root}: is there already; name a new folder")
     (root / "configs/study").mkdir(parents=True)
     (root / "configs/study/work.yaml").write_text(yaml.safe_dump(SEARCH, sort_keys=False))
     os.chdir(root)
