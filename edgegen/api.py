@@ -32,6 +32,7 @@ __all__ = [
     "clockwork",
     "deepcache",
     "faster_diffusion",
+    "gating",
     "load",
     "quantize_",
     "quantized",
@@ -83,10 +84,15 @@ def apply(target: Any, methods: Mapping[str, Method]) -> Iterator[dict[str, Any]
     Yields name → what the method's context manager gives.
 
     Raises:
-        ValueError: two methods that both decide which blocks run, gating beside a package that
-            counts on both guidance branches, or one beside another that runs a graph of its own,
-            named; or what a method raises.
+        ValueError: what is no function of a pipeline; two methods that both decide which blocks
+            run, gating beside a package that counts on both guidance branches, or one beside
+            another that runs a graph of its own, named; or what a method raises.
     """
+    if not isinstance(methods, Mapping) or not all(map(callable, methods.values())):
+        raise ValueError(
+            f"methods={methods!r}: give names with functions of a pipeline, as in "
+            "{'clockwork': functools.partial(edgegen.clockwork, clock=3)}"
+        )
     functions = {name: _function(method) for name, method in methods.items()}
     seams = {name: _SEAMS.get(function) for name, function in functions.items()}
     steps = [name for name, seam in seams.items() if seam == "steps"]

@@ -70,6 +70,14 @@ def test_apply_refuses_gating_beside_a_package(package: Any) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    "methods", [{"clockwork": {"clock": 2}}, {"clockwork": "clockwork"}, ["clockwork"]]
+)
+def test_apply_takes_functions_of_a_pipeline(methods: Any) -> None:
+    with pytest.raises(ValueError, match="give names with functions"), edgegen.apply(None, methods):
+        pass
+
+
 def test_apply_refuses_two_that_skip_blocks() -> None:
     methods = {"a": partial(edgegen.clockwork, clock=2), "b": edgegen.deepcache}
     with (

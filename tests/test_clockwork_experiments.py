@@ -144,6 +144,8 @@ def test_peers_are_timed_under_the_names_of_their_rows() -> None:
         "8 ours linear schedule",
         "8 ours learned span 1",
         "8 ours schedule of 3",
+        "8 fewer 7",
+        *(f"8 deepcache 2 deep {branch}" for branch in (3, 4, 5)),
     }
     # Fronts differ in what is reused, not in where it is cut, and have odd and even step counts.
     front = [row for row in rows if row["stage"] == "front"]

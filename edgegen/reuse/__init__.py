@@ -80,7 +80,10 @@ def deepcache(
     Args:
         target: a diffusers pipeline; see `reuse`, also for what is raised.
         interval: one full pass every so many steps.
-        branch: the innermost skip connection that is made anew, from 0.
+        branch: the innermost skip connection that is made anew, from 0. The authors' package counts
+            three a level (`cache_branch_id`): the same number in models with two layers a level,
+            as Stable Diffusion has; with one layer, as in the embedded ones, its 2 and 3 are 1
+            and 2 here.
         clock: as in `clockwork`, in place of the interval.
         predictor: `identity`, `linear` or `quadratic`; learned ones need a cut of `clockwork`.
     """

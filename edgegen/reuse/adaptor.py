@@ -150,7 +150,7 @@ def make_adaptor(
             r_out,
             time=unet.time_embedding.linear_2.out_features,
             text=text_width(unet),
-            width=width or max(8, round(SHARES[kind] * r_out / 8) * 8),
+            width=max(8, round(SHARES[kind] * r_out / 8) * 8) if width is None else width,
             inputs=inputs,
         )
     return adaptor.to(weight.device, weight.dtype)

@@ -56,6 +56,7 @@ class Reuse:
         self._time = 0.0  # timestep of the evaluation to come
         self._moved: float | None = None  # by which r_in moved in the last step
         self._drift = 0.0  # by which it has moved since the last full pass
+        self._told = False  # that the adaptor was trained for other runs
 
     def begin_step(self) -> None:
         """Called by the step clock after a reset and after each evaluation."""
@@ -70,6 +71,8 @@ class Reuse:
         if not steps.running:
             self._slots.clear()
         else:
+            if steps.index == 1:  # from here on the number of steps is known
+                self._tell_of_other_steps()
             self.passes.append(self._decide())
             if self._extrapolation is not None:
                 self._time = steps.time
@@ -129,6 +132,17 @@ class Reuse:
             device = getattr(self._target, "_execution_device", self.unet.device)
             self.predictor.to(device, self.unet.dtype)
 
+    def _tell_of_other_steps(self) -> None:
+        trained: Any = getattr(self.predictor, "trained", None)
+        if not trained or self._told or trained["steps"] == self.steps.total:
+            return
+        self._told = True
+        warnings.warn(
+            f"the adaptor was trained for runs of {trained['steps']} steps: in one of "
+            f"{self.steps.total} it may predict worse than the identity",
+            stacklevel=2,
+        )
+
     def _refuse(self) -> NoReturn:
         scheduler = getattr(self._target, "scheduler", None)
         if scheduler is not self._scheduler:
@@ -179,7 +193,8 @@ def reuse(target: Any, cut: Cut, clock: Any, predictor: Any = "identity") -> Ite
             untrained one; a module that is one (see `ResNetAdaptor`), which is brought to the
             UNet's device and precision; or an `Extrapolation`.
 
-    Warns of an adaptor that was trained for full passes at other steps.
+    Warns of an adaptor that was trained for full passes at other steps, and, when a run has begun,
+    of one that was trained for runs of another length.
 
     Raises:
         ValueError: a transformer or another network without such blocks, a cut, clock or predictor
@@ -253,6 +268,8 @@ def _trained_for(predictor: Predictor, clock: Clock) -> bool:
 def _parse_predictor(predictor: Any, unet: Any, cut: Cut, clock: Clock) -> Predictor:
     if isinstance(predictor, Extrapolation | nn.Module):
         return predictor
+    if not isinstance(predictor, str | Path):
+        predictor = repr(predictor)
     if predictor in ORDERS:
         return Extrapolation(ORDERS[predictor])
     if predictor in SHARES:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..losses.features import feature_loss
-from ..reuse import Stage, load_adaptor, make_adaptor, save_adaptor
+from ..reuse import ResNetAdaptor, Stage, load_adaptor, make_adaptor, save_adaptor
 from ..reuse.unrolling import (
     Prediction,
     on_features,
@@ -41,7 +41,7 @@ class ClockworkModule(lightning.LightningModule):
         optimizer: keyword arguments of `optimization.optimizer_and_schedule`.
         cut, clock: as they will be used, see `reuse.reuse`; no clock by drift.
         adaptor: keyword arguments of `reuse.make_adaptor`: `kind`, `inputs`, `width`.
-        weights: file of an adaptor to begin with.
+        weights: file of an adaptor to begin with; `adaptor` must describe the same one.
         trajectories: `unrolled`: the student's own, on which its errors add up; `plain`: those of
             the teacher.
         store: folder that keeps the features of plain trajectories, so that each is made once;
@@ -76,10 +76,11 @@ class ClockworkModule(lightning.LightningModule):
         self.student = trajectories == "unrolled"
         self.store_folder = store
         self._store: TrajectoryStore | None = None
+        self.adaptor = make_adaptor(teacher.unet, cut, **(adaptor or {}))
         if weights is not None:
-            self.adaptor = load_adaptor(weights, teacher.unet, cut)
-        else:
-            self.adaptor = make_adaptor(teacher.unet, cut, **(adaptor or {}))
+            asked, self.adaptor = self.adaptor, load_adaptor(weights, teacher.unet, cut)
+            if adaptor is not None:
+                _check_alike(asked, self.adaptor, weights)
         self.adaptor.float().train().requires_grad_(True)
         self.adaptor.trained = {
             "steps": teacher.evaluations,
@@ -181,6 +182,18 @@ class ClockworkModule(lightning.LightningModule):
             name: value.to(self.device).transpose(0, 1).flatten(0, 1)
             for name, value in kept.items()
         }
+
+
+def _check_alike(asked: ResNetAdaptor, loaded: ResNetAdaptor, weights: str) -> None:
+    for name, wanted, found in (
+        ("width", asked.settings["width"], loaded.settings["width"]),
+        ("inputs", sorted(asked.inputs), sorted(loaded.inputs)),
+    ):
+        if wanted != found:
+            raise ValueError(
+                f"module.weights={weights}: its {name} is {found}, and module.adaptor asks for "
+                f"{wanted}: give module.adaptor as it was"
+            )
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

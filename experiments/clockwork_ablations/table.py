@@ -152,7 +152,10 @@ def seeds(rows: Rows) -> list[str]:
     if pair is None:
         return []
     score = Score(pair[CHANGE], pair[f"{CHANGE}_lo"], pair[f"{CHANGE}_hi"])
-    return [f"Its two training seeds differ by {score_text(score)}; no other adaptor has two."]
+    return [
+        f"Its two training seeds differ by {score_text(score)}; rows named `other seed` are a second "
+        "training, all others one."
+    ]
 
 
 def figures(rows: Rows) -> dict[str, Figure]:

@@ -174,6 +174,31 @@ def test_another_clock_than_it_was_trained_for(saved: tuple[Path, Any, ResNetAda
             assert told[0].filename == __file__
 
 
+def test_another_number_of_steps_than_it_was_trained_for(
+    saved: tuple[Path, Any, ResNetAdaptor],
+) -> None:
+    _, unet, adaptor = saved
+    adaptor.trained = {"steps": 6, "full": [1, 3, 5], "scheduler": "DDIMScheduler", "guidance": 3}
+    with reuse(unet, Stage(2), 2, adaptor) as method:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            method.steps.reset(range(6))
+            method.steps.tick()
+            method.steps.reset(range(9))
+        with pytest.warns(UserWarning, match="for runs of 6 steps: in one of 9"):
+            method.steps.tick()
+        with warnings.catch_warnings():  # once is enough
+            warnings.simplefilter("error")
+            method.steps.reset(range(9))
+            method.steps.tick()
+
+
+@pytest.mark.parametrize("width", [0, -8, 2.5, True])
+def test_widths_that_are_none(width: Any) -> None:
+    with pytest.raises(ValueError, match="must be a whole number of at least 1"):
+        make_adaptor(make_unet(**LAYOUTS["sd1"]), Stage(1), width=width)
+
+
 def test_a_file_of_another_layout(saved: tuple[Path, Any, ResNetAdaptor]) -> None:
     path, unet, _ = saved
     for about in ("{}", '{"base": {}, "cut": {"level": 2}}', "[]", '{"trained": 3}'):
