@@ -29,7 +29,7 @@ def table(rows: Rows) -> str:
     parts = ["# Full size, no weights: 1000 inversion steps, then 50 steps of three branches", ""]
     parts += [full_size(of(rows, "full_size"))]
     for stage, title in (
-        ("edits", "The embedded model's edits"),
+        ("edits", "The embedded model's edits, 200 inversion steps"),
         ("changed", "What reuse changes: against the plain edit with as many steps"),
         ("fewer", "What fewer steps change: against the plain edit with 100"),
     ):
