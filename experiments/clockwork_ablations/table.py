@@ -153,8 +153,8 @@ def seeds(rows: Rows) -> list[str]:
         return []
     score = Score(pair[CHANGE], pair[f"{CHANGE}_lo"], pair[f"{CHANGE}_hi"])
     return [
-        f"Its two training seeds differ by {score_text(score)}; rows named `other seed` are a second "
-        "training, all others one."
+        f"Its two training seeds differ by {score_text(score)}; rows named `other seed` are a "
+        "second training, all others one."
     ]
 
 

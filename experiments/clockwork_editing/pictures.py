@@ -2,7 +2,7 @@
 
     python experiments/clockwork_editing/pictures.py [FOLDER]
 
-FOLDER is the experiment's, outputs/experiment/clockwork_editing by default, after the stage `edits`.
+FOLDER is the experiment's, outputs/experiment/clockwork_editing by default.
 """
 
 from __future__ import annotations
