@@ -82,8 +82,8 @@ def deepcache(
         interval: one full pass every so many steps.
         branch: the innermost skip connection that is made anew, from 0. The authors' package counts
             three a level (`cache_branch_id`): the same number in models with two layers a level,
-            as Stable Diffusion has; with one layer, as in the embedded ones, its 2 and 3 are 1
-            and 2 here.
+            as Stable Diffusion has; with one layer, as in the embedded ones, its 1 and 2 are 1
+            here, its 3 is 2, its 4 and 5 are 3.
         clock: as in `clockwork`, in place of the interval.
         predictor: `identity`, `linear` or `quadratic`; learned ones need a cut of `clockwork`.
     """

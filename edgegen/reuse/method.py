@@ -138,7 +138,7 @@ class Reuse:
             return
         self._told = True
         warnings.warn(
-            f"the adaptor was trained for runs of {trained['steps']} steps: in one of "
+            f"the adaptor was trained for runs of {trained['steps']} evaluations: in one of "
             f"{self.steps.total} it may predict worse than the identity",
             stacklevel=2,
         )

@@ -73,8 +73,9 @@ class VideoEditor:
         schedule: `frames` outside (the bank holds all steps), `steps` outside (it holds one; the
             frames' latents go to disk) or `auto`: frames where the bank takes up to a quarter of
             the free memory. Both give the same bits. Frames are taken in any case where feature
-            reuse would otherwise keep features of every frame. With steps outside, an edit that is
-            resumed begins its scene anew where the scheduler keeps latents of earlier steps.
+            reuse would otherwise keep features of every frame; and by `auto` where the scheduler
+            keeps latents of earlier steps, since an edit that is resumed with steps outside begins
+            the scene's denoising anew there.
         chunk: frames made at once; the result depends on it by rounding only.
 
     Raises ValueError for another pipeline and settings that are not allowed.
@@ -252,6 +253,8 @@ class VideoEditor:
             return "frames"  # else features of every frame would be in memory at once
         if self.schedule != "auto":
             return self.schedule
+        if denoiser.states.history:
+            return "frames"  # which a stopped edit goes on with in mid-scene
         height, width = (side // self.pipe.vae_scale_factor for side in canvas.padded)
         anchors = max(len(scene.anchors) for scene in scenes)
         bank = bank_bytes(self.pipe.unet, (height, width)) * anchors * denoiser.branches

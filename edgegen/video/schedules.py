@@ -122,7 +122,8 @@ def steps_outside(job: Job, scene: Scene, place: int) -> None:
     if noted.get("scene", 0) > place:
         return
     evaluation, ready = first, 0
-    if noted.get("scene") == place and not denoiser.states.history:
+    resumed = noted.get("scene") == place
+    if resumed and (noted["evaluation"] == last or not denoiser.states.history):
         evaluation, ready = noted["evaluation"], noted["chunks"]
     batches: list[tuple[Sequence[int], bool]] = [(chunk, True) for chunk in job.chunks(scene)]
     if scene.anchors:

@@ -46,8 +46,6 @@ LEARNED = {
     "8 ours solution span 0": "8 ours span",
     "8 ours solution span 1": "8 ours span",
 }
-# Said to err less than all steps of the plain model, so held against them too.
-SPANS = ("8 ours span", "8 ours solution span 0", "8 ours solution span 1")
 Rows = list[dict[str, Any]]
 
 
@@ -150,14 +148,9 @@ def derived(rows: Rows, cells: Path) -> Rows:
     rows = add_differences(rows, cells, [ERROR], learned, "learned")
     pairs = {
         f"{name} < {rival}": (named[name], named[rival])
-        for name in dict.fromkeys([*LEARNED, *SPANS])
+        for name in [*LEARNED, "8 ours span"]
         for rival in named
-        if name in named
-        and (
-            rival == LEARNED.get(name)
-            or rival.startswith(RIVALS)
-            or (rival == "8 plain" and name in SPANS)
-        )
+        if name in named and (rival in (LEARNED.get(name), "8 plain") or rival.startswith(RIVALS))
     }
     rows = renewed(rows, "pairs", difference_rows(cells, "pairs", pairs, [ERROR]), pairs)
     far = {row["row"]: row for row in of(rows, "distances")}

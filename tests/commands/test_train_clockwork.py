@@ -87,11 +87,14 @@ def test_resumed_equals_never_stopped(
     assert models[0].read_bytes() == models[1].read_bytes()
 
 
-def test_from_training_to_pictures(typed: list[str], tiny_pipeline_folder: Path) -> None:
+def test_from_training_to_pictures(
+    typed: list[str], tiny_pipeline_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(typed, "first", 3, *PLAIN, "module.store=store")
     weights = "module.weights=first/model/adaptor.safetensors"
     with pytest.raises(SystemExit):  # it is not as wide as that
         train(typed, "run", 3, weights, "module.adaptor.width=16")
+    assert "its width is 8, and module.adaptor asks for 16" in capsys.readouterr().err
     train(typed, "run", 3, weights, "module.clock=3")
     metrics = json.loads(Path("run/metrics.json").read_text())
     told = {"loss", "loss_relative", "steps", "params_trained", "params_share", "bytes_peak"}
@@ -165,9 +168,13 @@ def test_mistakes_take_one_line(
 def test_two_processes_see_what_one_sees(more: list[str], typed: list[str]) -> None:
     """After a step Adam's first moment is (1 − β₁) times the mean gradient: of the same samples."""
     typed = [*asked(typed, more), *more[:1], "trainer.precision=32-true"]
+    stores = [[f"module.store={name}-ends"] if more else [] for name in ("one", "two")]
+    typed += ["data.distinct=8"] if more else []
     typed += ["trainer.gradient_clip_val=null", "module.optimizer.warmup=0", "checkpoint_every=1"]
-    one = train(typed, "one", 1, "data.batch_size=4")
-    run_two("train", *typed, "data.batch_size=2", "trainer.max_steps=1", "output_dir=two")
+    one = train(typed, "one", 1, "data.batch_size=4", *stores[0])
+    run_two(
+        "train", *typed, *stores[1], "data.batch_size=2", "trainer.max_steps=1", "output_dir=two"
+    )
     both = checkpoint("two")
     moments = [
         torch.cat([s["exp_avg"].flatten() for s in c["optimizer_states"][0]["state"].values()])

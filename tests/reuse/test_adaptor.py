@@ -185,7 +185,7 @@ def test_another_number_of_steps_than_it_was_trained_for(
             method.steps.reset(range(6))
             method.steps.tick()
             method.steps.reset(range(9))
-        with pytest.warns(UserWarning, match="for runs of 6 steps: in one of 9"):
+        with pytest.warns(UserWarning, match="for runs of 6 evaluations: in one of 9"):
             method.steps.tick()
         with warnings.catch_warnings():  # once is enough
             warnings.simplefilter("error")

@@ -352,6 +352,8 @@ def test_the_schedule_is_chosen_by_memory(
     with clockwork(pipe):
         assert chosen() == "frames"  # else features of every frame would be kept
         assert chosen("steps") == "frames"
+    pipe.scheduler = SCHEDULERS["dpm"]
+    assert chosen() == "frames"  # goes on in mid-scene when resumed
 
 
 def test_latents_of_earlier_steps_are_not_in_memory(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from video_models import MadeClip, make_pipe, picture
 
 from edgegen.media.clips import Frame
@@ -23,9 +24,11 @@ from edgegen.video.workspace import Rows, Workspace
 from processes import call
 
 
-def kill_and_resume(folder: Path, schedule: str) -> None:
+def kill_and_resume(folder: Path, schedule: str, history: bool) -> None:
     """Kill a child (-9) again and again, a little later each time, until one comes to its end."""
     pipe = make_pipe(folder)
+    if history:
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
 
     def child(name: str, resume: bool) -> int:
         pid = os.fork()
@@ -63,11 +66,13 @@ def kill_and_resume(folder: Path, schedule: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", ["frames", "steps"])
+@pytest.mark.parametrize(
+    ("schedule", "history"), [("frames", False), ("steps", False), ("steps", True)]
+)
 def test_killed_at_any_moment_and_resumed_gives_the_same_file(
-    tmp_path: Path, schedule: str
+    tmp_path: Path, schedule: str, history: bool
 ) -> None:
-    call(kill_and_resume, tmp_path, schedule, log=tmp_path / "log")
+    call(kill_and_resume, tmp_path, schedule, history, log=tmp_path / "log")
     assert int((tmp_path / "kills").read_text()) >= 2
     whole, stopped = tmp_path / "whole.mkv", tmp_path / "stopped.mkv"
     assert whole.read_bytes() == stopped.read_bytes()
