@@ -268,15 +268,14 @@ def _trained_for(predictor: Predictor, clock: Clock) -> bool:
 def _parse_predictor(predictor: Any, unet: Any, cut: Cut, clock: Clock) -> Predictor:
     if isinstance(predictor, Extrapolation | nn.Module):
         return predictor
-    if not isinstance(predictor, str | Path):
-        predictor = repr(predictor)
-    if predictor in ORDERS:
-        return Extrapolation(ORDERS[predictor])
-    if predictor in SHARES:
-        return make_adaptor(unet, cut, predictor).eval().requires_grad_(False)
-    if predictor == "learned":
-        held = embedded_adaptors(unet, cut)
-        return next((each for each in held if _trained_for(each, clock)), held[0])
+    if isinstance(predictor, str):
+        if predictor in ORDERS:
+            return Extrapolation(ORDERS[predictor])
+        if predictor in SHARES:
+            return make_adaptor(unet, cut, predictor).eval().requires_grad_(False)
+        if predictor == "learned":
+            held = embedded_adaptors(unet, cut)
+            return next((each for each in held if _trained_for(each, clock)), held[0])
     if isinstance(predictor, Path) or str(predictor).endswith(".safetensors"):
         return load_adaptor(predictor, unet, cut)
     raise ValueError(

@@ -488,6 +488,7 @@ def test_models_that_cannot_be_cut(target: Any, message: str) -> None:
         ({"cut": Branch(9), "clock": 2}, "branch=9: allowed on this UNet are 0 to 8"),
         ({"cut": Stage(), "clock": "often"}, "clock=often"),
         ({"cut": Stage(), "clock": 2, "predictor": "psychic"}, "predictor=psychic"),
+        ({"cut": Stage(), "clock": 2, "predictor": [1]}, r"predictor=\[1\]"),
         ({"cut": Branch(), "clock": 2, "predictor": "resnet"}, "need a stage"),
         ({"cut": Encoder(), "clock": {"drift": 1}}, "no features before it"),
     ],

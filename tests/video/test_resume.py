@@ -120,6 +120,32 @@ def test_what_is_done_is_not_done_again(pipe: Any, tmp_path: Path, schedule: str
     assert edit(resume=True) == everything  # nothing to resume
 
 
+@pytest.mark.parametrize("history", [False, True])
+def test_denoised_frames_are_not_denoised_again(
+    history: bool, pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before the first picture was decoded, steps outside."""
+    if history:
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    editor = VideoEditor(pipe, 2, schedule="steps", chunk=2)
+
+    def edit(name: str, **settings: Any) -> bytes:
+        editor.edit(MadeClip(6), tmp_path / name, "make it red", steps=3, **settings)
+        return (tmp_path / name).read_bytes()
+
+    whole = edit("a.mkv")
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workspace, "keep", stop)
+        with pytest.raises(Stop):
+            edit("b.mkv")
+    monkeypatch.setattr(pipe.unet, "forward", stop)
+    assert edit("b.mkv", resume=True) == whole
+
+
 def test_resuming_another_edit_is_refused(pipe: Any, tmp_path: Path) -> None:
     editor = VideoEditor(pipe, 2, chunk=2)
 
