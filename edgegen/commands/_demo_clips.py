@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from .. import assets
 from ..api import load
@@ -24,6 +23,7 @@ from ..runs.page import ReportClip, metric
 from ..runs.record import Run
 from ..video import Edited, VideoEditor
 from ..video.frames import scan
+from ._editing import FrameBar
 from ._generation import digest, model_files
 from ._model import quiet
 from ._numbers import read_number, whole_number
@@ -93,12 +93,7 @@ def _make(pipe: DiffusionPipeline, path: Path, settings: dict[str, Any]) -> dict
     """Edit the clip into a file beside `path`, and write `path`, source and result next to it."""
     result = path.with_name(f"{path.stem}-edited.mp4")
     start = time.perf_counter()
-    with quiet(), CostTracker(pipe) as cost, tqdm(desc=path.name, unit="frame") as bar:
-
-        def progress(frames: float, total: int) -> None:
-            bar.total = total
-            bar.update(frames)
-
+    with quiet(), CostTracker(pipe) as cost, FrameBar(path.name) as bar:
         made: Edited = VideoEditor(pipe).edit(
             _CLIP,
             result,
@@ -107,9 +102,9 @@ def _make(pipe: DiffusionPipeline, path: Path, settings: dict[str, Any]) -> dict
             guidance=settings["guidance"],
             image_guidance=settings["image_guidance"],
             limit=settings["frames"],
-            progress=progress,
+            progress=bar.update,
         )
-        new = max(1, round(bar.n))
+        new = max(1, round(bar.done))
     numbers = {
         "seconds_per_frame": (time.perf_counter() - start) / new,
         "tflops_per_frame_all": cost.metrics(new)["cost/total_tflops_all"],

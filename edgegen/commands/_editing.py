@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from omegaconf import DictConfig
+from tqdm import tqdm
 
 from ..data.painting import PaintedCrops
 from ..sampling.guidance import EDIT_SCALES
@@ -36,3 +40,49 @@ def crops_of(cfg: DictConfig, size: int) -> PaintedCrops:
             "have as many (build_edits, size=…)"
         )
     return crops
+
+
+class FrameBar:
+    """A progress bar in frames, for `VideoEditor.edit`; appears with the first work done.
+
+    Args:
+        description: goes before the bar.
+        first: called when it appears.
+        silent: whether it counts without being seen.
+
+    Attributes:
+        done, total: frames' worth of work newly done, and of all that is to be made.
+    """
+
+    def __init__(
+        self,
+        description: str | None,
+        first: Callable[[], object] | None = None,
+        silent: bool = False,
+    ) -> None:
+        self.done, self.total = 0.0, 1
+        self._description, self._first, self._silent = description, first, silent
+        self._bar: tqdm[Any] | None = None
+
+    def update(self, frames: float, total: int) -> None:
+        """To be given as `progress`."""
+        if self._bar is None:
+            if self._first is not None:
+                self._first()
+            layout = "{percentage:3.0f}%|{bar}| {n:.1f}/{total} frames [{elapsed}<{remaining}, "
+            self._bar = tqdm(
+                desc=self._description,
+                total=total,
+                unit="frame",
+                bar_format="{desc}" + layout + "{rate_fmt}]",
+                disable=self._silent,
+            )
+        self.done, self.total = self.done + frames, total
+        self._bar.update(frames)
+
+    def __enter__(self) -> FrameBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from ..api import apply
 from ..cost import CostTracker
@@ -20,7 +19,7 @@ from ..runs.environment import sha256
 from ..runs.record import Run
 from ..sampling.generate import cut_off
 from ..video import Edited, VideoEditor
-from ._editing import edit_scales, edit_steps
+from ._editing import FrameBar, edit_scales, edit_steps
 from ._generation import method_settings, methods_of, model_files, read_text
 from ._main import command
 from ._model import load_model, quiet
@@ -63,7 +62,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     attached = method_settings(cfg)
     if lost := cut_off(pipe, instruction):
         print(f"the instruction is too long; cut off: {lost[:200]!r}", file=sys.stderr)
-    bar = _Bar(run)
+    bar = FrameBar(None, run.start, silent=not _first_process())
     start = time.perf_counter()
     with apply(pipe, methods), CostTracker(pipe) as cost, quiet(), bar:
         made = _edit(editor, source, output, instruction, attached, bar, settings)
@@ -78,7 +77,7 @@ def _edit(
     output: Path,
     instruction: str,
     attached: dict[str, Any],
-    bar: _Bar,
+    bar: FrameBar,
     settings: dict[str, Any],
 ) -> Edited:
     try:
@@ -99,7 +98,7 @@ def _record(
     pipe: DiffusionPipeline,
     made: Edited,
     seconds: float,
-    bar: _Bar,
+    bar: FrameBar,
     cost: CostTracker,
 ) -> None:
     source = Path(cfg.video).expanduser()
@@ -131,35 +130,6 @@ def _record(
     everyone = made.frames * bar.done / bar.total  # the other processes' too
     run.log({"cost/seconds_per_frame": seconds / everyone})
     run.log(cost.metrics(max(1, round(bar.done))))
-
-
-class _Bar:
-    """A progress bar in frames; appears with the first work done, as does the record."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self.done, self.total = 0.0, 1
-        self._bar: tqdm[Any] | None = None
-
-    def update(self, frames: float, total: int) -> None:
-        if self._bar is None:
-            self._run.start()
-            layout = "{percentage:3.0f}%|{bar}| {n:.1f}/{total} frames [{elapsed}<{remaining}, "
-            self._bar = tqdm(
-                total=total,
-                unit="frame",
-                bar_format=layout + "{rate_fmt}]",
-                disable=not _first_process(),
-            )
-        self.done, self.total = self.done + frames, total
-        self._bar.update(frames)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def _first_process() -> bool:
