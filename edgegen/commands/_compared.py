@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ..api import Method, apply
 from ..runs.comparison import PLAIN, TRUTH, check_label
 from ._arguments import options
-from ._generation import calibrate_as_sampled
+from ._methods import calibrate_as_sampled
 
 
 @dataclass(frozen=True)

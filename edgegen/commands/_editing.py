@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from ..data.painting import PaintedCrops
 from ..sampling.guidance import EDIT_SCALES
-from ._generation import typed_or_own
 from ._numbers import read_number, whole_number
+from ._sampling import typed_or_own
 
 _STEPS = 10
 

@@ -14,22 +14,20 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
-from ..api import Method
 from ..pipelines.fingerprint import WEIGHT_ENDINGS
-from ..pipelines.recommended import read_sampling
 from ..pipelines.schedulers import scheduler_config
 from ..runs.environment import code_version, sha256
 from ..runs.generation import GenerationCost
 from ..runs.identity import input_files
 from ..runs.pictures import picture_name, read_settings, write_png
 from ..runs.record import Run
-from ..sampling.generate import cut_off, default_guidance, default_size, read_image, sample
+from ..sampling.generate import cut_off, read_image, sample
+from ._methods import method_settings
 from ._model import load_model, load_options, quiet
-from ._prompts import check_unicode
+from ._sampling import image_guidance, picture_size, read_text
 
 _CUTS_SHOWN = 3  # on stderr
 _CUTS_KEPT = 1000  # in run.json
@@ -121,11 +119,6 @@ def draw_batch(
     return len(new)
 
 
-def methods_of(cfg: DictConfig) -> dict[str, Method]:
-    """The methods that `method=[…]` names, each a function of a pipeline; {} for none."""
-    return {name: instantiate(each) for name, each in method_configs(cfg).items()}
-
-
 def sampling_settings(
     cfg: DictConfig, pipe: DiffusionPipeline, steps: int, guidance: float
 ) -> dict[str, Any]:
@@ -168,45 +161,6 @@ def made_by(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def method_settings(cfg: DictConfig) -> dict[str, Any]:
-    """Each method's name and all its settings, as JSON can hold them."""
-    return {
-        name: OmegaConf.to_container(each, resolve=True)
-        for name, each in method_configs(cfg).items()
-    }
-
-
-def method_configs(cfg: DictConfig) -> dict[str, DictConfig]:
-    """The config of each method that `method=[…]` names; ValueError for settings of another."""
-    calibrate_as_sampled(cfg)
-    found = {str(name): each for name, each in (cfg.get("method") or {}).items()}
-    for name, each in found.items():
-        if not isinstance(each, DictConfig) or "_target_" not in each:
-            raise ValueError(f"method.{name}: give method=[{name}] beside it")
-    return found
-
-
-def calibrate_as_sampled(cfg: DictConfig) -> None:
-    """Let calibrations that leave it open run as pictures are made, where that is known.
-
-    Guidance, and for editors the picture and the guidance by it.
-    """
-    given: dict[str, Any] = {}
-    for key in ("guidance", "image_guidance"):
-        value = typed_or_own(cfg, key)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            given[key] = float(value)
-    if isinstance(image := cfg.get("image"), str):
-        given["images"] = [image]
-    for each in (cfg.get("method") or {}).values():
-        runs = each.get("calibration") if isinstance(each, DictConfig) else None
-        if not isinstance(runs, DictConfig):
-            continue
-        for key, value in given.items():
-            if runs.get(key) in (None, []):
-                OmegaConf.update(runs, key, value, force_add=True)
-
-
 def model_files(pipe: DiffusionPipeline) -> list[Path]:
     """What the model was read from: weights, configurations and vocabularies."""
     path = Path(pipe.config._name_or_path)
@@ -220,57 +174,6 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[
         :16
     ]
-
-
-def read_text(cfg: DictConfig, key: str) -> str | None:
-    value = cfg.get(key)
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"{key}={value}: must be one text")
-    if value is not None:
-        check_unicode(key, value)
-    return value
-
-
-def picture_size(cfg: DictConfig, pipe: DiffusionPipeline) -> tuple[int, int]:
-    sizes = []
-    for key, own in zip(("height", "width"), default_size(pipe), strict=True):
-        value = cfg[key] if cfg[key] is not None else cfg.model.get(key)
-        value = own if value is None else value
-        # 8: the pipelines of diffusers want it whatever the autoencoder's factor.
-        if not isinstance(value, int) or value < 8 or value % 8:
-            raise ValueError(f"{key}={value}: must be a multiple of 8 pixels")
-        sizes.append(value)
-    return sizes[0], sizes[1]
-
-
-def guidance_scale(cfg: DictConfig, pipe: DiffusionPipeline) -> float:
-    value = typed_or_own(cfg, "guidance")
-    value = default_guidance(pipe) if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e4:
-        raise ValueError(f"guidance={value}: must be a number, 0 or more")
-    return float(value)
-
-
-def typed_or_own(cfg: DictConfig, key: str) -> Any:
-    """A setting as typed, else the model's own; None where neither says.
-
-    Its own is what its config says, else the `sampling.json` in its folder.
-    """
-    model = cfg.get("model") or {}
-    for value in (cfg.get(key), model.get(key)):
-        if value is not None:
-            return value
-    return read_sampling(model.get("source")).get(key)
-
-
-def image_guidance(cfg: DictConfig) -> float | None:
-    """Of an editor, by its picture: as typed, else the model's own; None leaves it to diffusers."""
-    value = typed_or_own(cfg, "image_guidance")
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < 1e4:
-        raise ValueError(f"image_guidance={value}: must be a number, 1 or more")
-    return float(value)
 
 
 def load_pipeline(cfg: DictConfig, steps: int) -> DiffusionPipeline:

@@ -29,13 +29,10 @@ from ._compared import Compared, check_fit, compared
 from ._generation import (
     Picture,
     draw,
-    guidance_scale,
-    image_guidance,
     load_pipeline,
     made_by,
     model_files,
     pictures_of,
-    read_text,
     report_cuts,
     sampling_settings,
 )
@@ -43,6 +40,7 @@ from ._main import command
 from ._model import load_options, quiet
 from ._numbers import flag, whole_number
 from ._prompts import read_prompts
+from ._sampling import guidance_scale, image_guidance, read_text
 
 _OUTPUTS = ("report.html", "table.md", "results.csv", "times.csv", "grid.png")
 _SAMPLING = ("steps", "guidance", "height", "width", "negative_prompt", "image_guidance")

@@ -23,17 +23,17 @@ from ._asked import read_asked, read_seeds
 from ._domain import AskedPictures, RealPictures
 from ._generation import (
     draw,
-    guidance_scale,
     load_pipeline,
-    methods_of,
     model_files,
     pictures_of,
     report_cuts,
     sampling_settings,
 )
 from ._main import command
+from ._methods import methods_of
 from ._model import quiet
 from ._numbers import flag, whole_number
+from ._sampling import guidance_scale
 
 _SHARES = ("quality/concept_accuracy", "quality/concept_accuracy_relative", "quality/copy_rate")
 

@@ -20,10 +20,12 @@ from ..runs.record import Run
 from ..sampling.generate import cut_off
 from ..video import Edited, VideoEditor
 from ._editing import FrameBar, edit_scales, edit_steps
-from ._generation import method_settings, methods_of, model_files, read_text
+from ._generation import model_files
 from ._main import command
+from ._methods import method_settings, methods_of
 from ._model import load_model, quiet
 from ._numbers import flag, read_number, whole_number
+from ._sampling import read_text
 
 
 @command("edit", free_text=("video", "instruction", "output", "negative_prompt"))

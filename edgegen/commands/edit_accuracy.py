@@ -28,10 +28,12 @@ from ..sampling.generate import default_size
 from ._domain import read_domain
 from ._edited import Ask, asks_of, draw_edits, score
 from ._editing import crops_of, edit_scales, edit_steps
-from ._generation import methods_of, model_files, model_settings, read_text
+from ._generation import model_files, model_settings
 from ._main import command
+from ._methods import methods_of
 from ._model import load_model
 from ._numbers import flag, whole_number
+from ._sampling import read_text
 
 _BACKBONE = "efflite0"
 _SHARES = ("closed_psnr", f"closed_{_BACKBONE}", f"covered_{_BACKBONE}", "followed")

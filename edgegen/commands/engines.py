@@ -20,11 +20,12 @@ from ..quantization.engines import Executor, Inputs, frozen, inputs_of, int8_gra
 from ..runs.atomic import write_atomic
 from ..runs.record import Run
 from ..runs.sensitivity_report import decibels
-from ._generation import guidance_scale, load_pipeline, model_files
+from ._generation import load_pipeline, model_files
 from ._main import command
 from ._model import quiet
 from ._numbers import whole_number
 from ._prompts import read_prompts
+from ._sampling import guidance_scale
 
 _BASE = "eager"
 _ENGINES = (_BASE, "channels_last", "compiled", "bf16", "int8", "int8_bf16")

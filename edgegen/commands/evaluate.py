@@ -32,20 +32,19 @@ from ._asked import Asked, Drawing, Truths, read_asked, read_seeds, with_judge
 from ._domain import AskedPictures, RealPictures
 from ._generation import (
     Picture,
-    guidance_scale,
     load_pipeline,
-    methods_of,
     model_files,
     pictures_of,
-    read_text,
     remove_surplus,
     report_cuts,
     sampling_settings,
 )
 from ._given import evaluate_given, read_folder
 from ._main import command
+from ._methods import methods_of
 from ._model import quiet
 from ._numbers import flag, whole_number
+from ._sampling import guidance_scale, read_text
 from ._scores import backbones_of, move, scores_of, scores_table, write_scores
 
 

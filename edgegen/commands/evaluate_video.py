@@ -39,11 +39,13 @@ from ._asked import JUDGE, embedded_judge
 from ._domain import read_domain
 from ._editing import crops_of, edit_scales, edit_steps
 from ._filmed import Filmed, RealAsk, ToneAsk, real_asks, tone_asks, trained_subjects
-from ._generation import methods_of, model_files, model_settings, read_text
+from ._generation import model_files, model_settings
 from ._main import command
+from ._methods import methods_of
 from ._model import quiet
 from ._moving import Ask, AttentionProbe, Shown, anchors_of, asks_of, scores_of
 from ._numbers import flag, whole_number
+from ._sampling import read_text
 from .edit import load_editor
 
 AnyAsk = Ask | ToneAsk | RealAsk

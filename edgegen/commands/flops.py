@@ -15,8 +15,8 @@ from ..pipelines.load import OPTIONS
 from ..pipelines.run_cost import run_cost
 from ..runs.atomic import write_atomic
 from ..runs.record import Run
-from ._generation import methods_of
 from ._main import command
+from ._methods import methods_of
 from ._numbers import flag, whole_number
 
 _DTYPES = ("float32", "float16", "bfloat16")

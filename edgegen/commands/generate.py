@@ -17,21 +17,19 @@ from ..runs.record import Run
 from ._generation import (
     Picture,
     draw,
-    guidance_scale,
-    image_guidance,
     load_pipeline,
-    methods_of,
     model_files,
     pictures_of,
-    read_text,
     remove_surplus,
     report_cuts,
     sampling_settings,
 )
 from ._main import command
+from ._methods import methods_of
 from ._model import quiet
 from ._numbers import whole_number
 from ._prompts import read_prompts
+from ._sampling import guidance_scale, image_guidance, read_text
 
 
 @dataclass(frozen=True)

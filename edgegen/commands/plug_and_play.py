@@ -28,17 +28,12 @@ from ..runs.record import Run
 from ..sampling.plug_and_play import plug_and_play
 from ._asked import JUDGE
 from ._domain import read_domain
-from ._generation import (
-    guidance_scale,
-    load_pipeline,
-    methods_of,
-    model_files,
-    read_text,
-    sampling_settings,
-)
+from ._generation import load_pipeline, model_files, sampling_settings
 from ._main import command
+from ._methods import methods_of
 from ._model import quiet
 from ._numbers import whole_number
+from ._sampling import guidance_scale, read_text
 
 _SHOWN = 16
 

@@ -31,11 +31,13 @@ from ..runs.profile_tables import Analysis, attack_text, metrics_of
 from ..runs.record import Run, read_record
 from ..sampling.generate import noise_generator, noise_seed
 from ..sampling.guidance import call_guidance
-from ._generation import guidance_scale, methods_of, model_files, picture_size
+from ._generation import model_files
 from ._main import command
+from ._methods import methods_of
 from ._model import load_model, quiet
 from ._numbers import whole_number
 from ._prompts import read_prompts
+from ._sampling import guidance_scale, picture_size
 
 _RANDOM = "the weights are random: how features change would say nothing"
 _TOLERANCE = 0.05  # of the sum of exclusive times against an unwatched call

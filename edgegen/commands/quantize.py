@@ -15,8 +15,9 @@ from ..pipelines.save import replaced_folder
 from ..quantization import Report, quantize_, quantized
 from ..runs.atomic import write_atomic
 from ..runs.record import Run
-from ._generation import method_configs, method_settings, model_files
+from ._generation import model_files
 from ._main import command
+from ._methods import method_configs, method_settings
 from ._model import load_model, quiet
 
 

@@ -26,7 +26,7 @@ from ..runs.pareto import write_figure
 from ..runs.record import Run
 from ..sampling.generate import noise_generator, sample
 from ._domain import read_domain
-from ._generation import guidance_scale, load_pipeline, model_files, report_cuts, sampling_settings
+from ._generation import load_pipeline, model_files, report_cuts, sampling_settings
 from ._main import command
 from ._model import quiet
 from ._numbers import flag, whole_number
@@ -37,6 +37,7 @@ from ._operating_points import (
     write_csv,
 )
 from ._prompts import read_prompts
+from ._sampling import guidance_scale
 
 Ask = tuple[str, int]  # a prompt and the number that its noise is drawn by
 

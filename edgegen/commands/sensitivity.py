@@ -23,11 +23,12 @@ from ..quantization.sensitivity import Sensitivity, measure_error, measure_sensi
 from ..runs.atomic import write_atomic
 from ..runs.record import Run, read_record
 from ..runs.sensitivity_report import Choice, SensitivityReport, decibels, write_sensitivity
-from ._generation import guidance_scale, load_pipeline, model_files
+from ._generation import load_pipeline, model_files
 from ._main import command
 from ._model import quiet
 from ._numbers import whole_number
 from ._prompts import read_prompts
+from ._sampling import guidance_scale
 
 _MIXED = "mixed"
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..media.clip_writing import check_output, holds_clip, write_clip
 from ..media.clips import Clip, VideoFile, open_clip
-from ..media.pictures import find_pictures
 from ..pipelines.schedulers import scheduler_config
 from ..sampling.generate import default_size
 from ..sampling.steps import step_clock
 from .anchors import Anchors, Scene, parse_anchors
 from .attention import Probe, anchored_attention, bank_bytes
 from .denoising import Edit, FrameDenoiser, check_editor
+from .depends import fingerprint, plain, weights_checksum
 from .frames import Canvas, Reader, make_canvas, scan
 from .schedules import Job, frames_outside, steps_outside
 from .sharding import shard
@@ -176,21 +173,21 @@ class VideoEditor:
                 "steps": denoiser.steps,
                 "guidance": denoiser.guidance,
                 "image_guidance": denoiser.image_guidance,
-                "source": _fingerprint(clip),
+                "source": fingerprint(clip),
                 "frames": len(found),
                 "size": [canvas.height, canvas.width],
                 "anchors": [scene.anchors for scene in scenes],
                 "scenes": [scene.start for scene in scenes],
                 "own": self.own,
                 "chunk": self.chunk,
-                "model": _weights(self.pipe),
+                "model": weights_checksum(self.pipe),
                 "scheduler": [type(scheduler).__name__, scheduler_config(scheduler)],
                 "settings": dict(settings or {}),
                 "processes": mine.count if schedule == "steps" else 1,
             }
             if mine.rank > 0:
                 mine.wait()  # the first one clears up what is not to be resumed
-            space = Workspace(path, _plain(depends), resume or mine.rank > 0, mine.rank)
+            space = Workspace(path, plain(depends), resume or mine.rank > 0, mine.rank)
             if mine.rank == 0:
                 mine.wait()
 
@@ -276,43 +273,3 @@ def _free_memory(device: torch.device) -> float:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (ValueError, OSError, AttributeError):
         return 4e9
-
-
-def _fingerprint(clip: Clip) -> str:
-    """Of the file or folder behind a clip."""
-    path = getattr(clip, "path", None)
-    if path is None:
-        return clip.name
-    if path.is_dir():
-        listed = [(str(file.relative_to(path)), _sha256(file)) for file in find_pictures(path)]
-        return hashlib.sha256(repr(listed).encode()).hexdigest()
-    return _sha256(path)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _weights(pipe: Any) -> int:
-    """A checksum of all weights, as they are now."""
-    total = 0
-    for name, part in sorted(pipe.components.items()):
-        if isinstance(part, nn.Module):
-            for key, value in part.state_dict().items():
-                data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-                total = zlib.crc32(data, zlib.crc32(f"{name}.{key}".encode(), total))
-    return total
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: anything else by its text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items() if not _private(key)}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return value if isinstance(value, str | int | float | None) else str(value)
-
-
-def _private(key: Any) -> bool:
-    return str(key).startswith("_")  # diffusers' own notes

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import edgegen
-from edgegen.commands._generation import method_configs
+from edgegen.commands._methods import method_configs
 from edgegen.commands.generate import main as generate
 from edgegen.commands.quantize import main
 from edgegen.pipelines.recommended import read_sampling, write_sampling

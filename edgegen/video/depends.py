@@ -1,0 +1,55 @@
+"""What the result of an edit depends on, in a form that can be kept and compared on resuming."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..media.clips import Clip
+from ..media.pictures import find_pictures
+
+
+def fingerprint(clip: Clip) -> str:
+    """Of the file or folder behind a clip."""
+    path = getattr(clip, "path", None)
+    if path is None:
+        return clip.name
+    if path.is_dir():
+        listed = [(str(file.relative_to(path)), _sha256(file)) for file in find_pictures(path)]
+        return hashlib.sha256(repr(listed).encode()).hexdigest()
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_checksum(pipe: Any) -> int:
+    """A checksum of all weights, as they are now."""
+    total = 0
+    for name, part in sorted(pipe.components.items()):
+        if isinstance(part, nn.Module):
+            for key, value in part.state_dict().items():
+                data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+                total = zlib.crc32(data, zlib.crc32(f"{name}.{key}".encode(), total))
+    return total
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: anything else by its text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items() if not _private(key)}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _private(key: Any) -> bool:
+    return str(key).startswith("_")  # diffusers' own notes
