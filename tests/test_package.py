@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import subprocess
 import sys
 import tomllib
@@ -70,16 +69,3 @@ def test_no_module_of_the_package_imports_it_by_name() -> None:
         if line.startswith(("import edgegen", "from edgegen"))
     ]
     assert found == []
-
-
-@pytest.mark.parametrize("given", [None, "ACTIVE"])
-def test_threads_of_a_command_wait_without_spinning_unless_told(given: str | None) -> None:
-    code = "import edgegen.commands, torch; torch.ones(1)"
-    own = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    own |= {"OMP_DISPLAY_ENV": "TRUE"} | ({} if given is None else {"OMP_WAIT_POLICY": given})
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=own)
-    assert done.returncode == 0, done.stderr
-    shown = done.stderr.replace(" ", "")
-    if "OMP_WAIT_POLICY=" not in shown:
-        pytest.skip("this build of torch has an OpenMP that does not show its settings")
-    assert f"OMP_WAIT_POLICY='{given or 'PASSIVE'}'" in shown

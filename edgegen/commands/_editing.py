@@ -71,7 +71,7 @@ class FrameBar:
                 self._first()
             layout = "{percentage:3.0f}%|{bar}| {n:.1f}/{total} frames [{elapsed}<{remaining}, "
             self._bar = tqdm(
-                desc=self._description,
+                desc=f"{self._description}: " if self._description else None,
                 total=total,
                 unit="frame",
                 bar_format="{desc}" + layout + "{rate_fmt}]",

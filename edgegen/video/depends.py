@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..assets import file_sha256
 from ..media.clips import Clip
 from ..media.pictures import find_pictures
 
@@ -21,14 +21,9 @@ def fingerprint(clip: Clip) -> str:
     if path is None:
         return clip.name
     if path.is_dir():
-        listed = [(str(file.relative_to(path)), _sha256(file)) for file in find_pictures(path)]
+        listed = [(str(file.relative_to(path)), file_sha256(file)) for file in find_pictures(path)]
         return hashlib.sha256(repr(listed).encode()).hexdigest()
-    return _sha256(path)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def weights_checksum(pipe: Any) -> int:
