@@ -71,7 +71,8 @@ def test_what_is_kept_is_a_ratio_over_the_same_pairs(tmp_path: Path) -> None:
         rows.append(row | {CODE.ACCURACY[0]: share * 0.6})
     (tmp_path / "times").mkdir()
     measured = {f"cost/{part}_seconds_per_frame": 0.5 for part in (*CODE.PARTS.values(), "rest")}
-    measured |= {f"cost/{part}_tflops_conv_linear": 2.0 for part in CODE.PARTS.values()}
+    for convention, tflops in (("conv_linear", 2.0), ("all", 3.0)):
+        measured |= {f"cost/{part}_tflops_{convention}": tflops for part in CODE.PARTS.values()}
     faster = (CODE.FASTER, "cost/frame_times_faster")
     measured |= {f"{name}{end}": 11.0 for name in faster for end in ("", "_lo", "_hi")}
     last = {k: v / 13 if "tflops" in k else v for k, v in measured.items()}
@@ -86,11 +87,12 @@ def test_what_is_kept_is_a_ratio_over_the_same_pairs(tmp_path: Path) -> None:
         assert kept["1 step"][f"{key}{end}"] == pytest.approx(0.9, abs=1e-4)
     assert f"{CODE.ACCURACY[1]}_kept" not in kept["base"]  # the base has none
     text = CODE.embedded(made)
-    assert "| base | 2e+03 | 2e+03 | 2e+03 | 6e+03 | 1.0 |" in text
+    assert "| base | 2e+03 | 2e+03 | 2e+03 | 6e+03 | 1.0 | 9e+03 | 1.0 |" in text
     assert "11.0 | [11.0, 11.0]" in text
     reached = [line.split("|")[2:4] for line in text.splitlines() if "at least" in line]
     assert [(float(value.split()[0]), met.strip()) for value, met in reached] == [
-        (pytest.approx(13), "yes"),
+        (pytest.approx(13), "yes"),  # convolutions and linears
+        (pytest.approx(13), "yes"),  # all
         (pytest.approx(11), "yes"),
         (pytest.approx(0.9), "yes"),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -107,16 +108,23 @@ class RealAsk:
 def tone_asks(
     half: Literal["dev", "test"], count: int, size: int, trained: Collection[str] = ()
 ) -> list[ToneAsk]:
-    """Up to `count` of the embedded animations, subject by subject.
+    """Up to `count` of the embedded animations: each subject once, then once more, and so on.
+
+    Tones take turns from subject to subject, so that few clips show all of them.
 
     Args:
         trained: subjects of which a drawing in this style is trained on, see `trained_subjects`.
     """
     tones = AnimatedTones(half, size=size)
-    return [
-        ToneAsk(tones, subject, tone, "tone_known" if subject in trained else "tone")
-        for subject, tone in tones.asks[:count]
+    by_subject: dict[str, list[str]] = {}
+    for subject, tone in tones.asks:
+        by_subject.setdefault(subject, []).append(tone)
+    asks = [
+        (turn, ToneAsk(tones, subject, tone, "tone_known" if subject in trained else "tone"))
+        for place, (subject, each) in enumerate(by_subject.items())
+        for turn, tone in enumerate(each[place % len(each) :] + each[: place % len(each)])
     ]
+    return [ask for _, ask in sorted(asks, key=itemgetter(0))][:count]
 
 
 def trained_subjects(emoji: EmojiSet) -> set[str]:

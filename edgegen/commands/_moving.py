@@ -125,6 +125,8 @@ def scores_of(
         }
         if group == "any":
             found["video/regret"] = clip_regret(errors)
+        if group == "one":  # where the middle frame is the anchor, these are farthest from it
+            found["video/error_one_ends"] = clip_error(errors[:, [0, -1]])
     tail = f"_{group}" if clip.motion is None else ""
     if clip.motion is None:
         found[f"video/warp_error_dis{tail}"] = warp_error(clip.source, edited, dis_flow)
@@ -177,9 +179,15 @@ class AttentionProbe:
 
     def scores(self) -> dict[str, float]:
         """Means over frames, layers and steps; none where nothing could be seen."""
-        names = "attention_on_anchors", "attention_hit", "attention_chance"
-        means = np.mean(self._rows, 0) if self._rows else []
-        return {f"video/{name}": float(mean) for name, mean in zip(names, means, strict=False)}
+        if not self._rows:
+            return {}
+        on_anchors, hit, chance = np.mean(self._rows, 0).tolist()
+        return {
+            "video/attention_on_anchors": on_anchors,
+            "video/attention_hit": hit,
+            "video/attention_chance": chance,
+            "video/attention_times_chance": hit / chance,
+        }
 
     def _place(self, frame: int, anchor: int, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         if (frame, anchor) not in self._places:

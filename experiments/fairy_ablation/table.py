@@ -13,7 +13,13 @@ from edgegen.runs.cell_samples import difference_rows, renewed
 from edgegen.runs.pareto import Point, plot_front
 from edgegen.runs.tables import Better, make_table
 
-EDIT = ["video/error_one", "video/error_any", "video/closed_one", "video/closed_any"]
+EDIT = [
+    "video/error_one",
+    "video/error_one_ends",
+    "video/error_any",
+    "video/closed_one",
+    "video/closed_any",
+]
 STEADY = [
     "video/regret",
     "video/warp_error",
@@ -30,11 +36,24 @@ TONES = [
     "video/closed_tone_known",
     "video/warp_error_dis_tone",
     "video/flicker_tone",
+    "video/warp_error_dis_tone_known",
+    "video/flicker_tone_known",
 ]
 REAL = ["video/warp_error_dis_real", "video/flicker_real", "video/tem_con_efflite0_real"]
-ATTENTION = ["video/attention_on_anchors", "video/attention_hit", "video/attention_chance"]
+ATTENTION = [
+    "video/attention_on_anchors",
+    "video/attention_hit",
+    "video/attention_chance",
+    "video/attention_times_chance",
+]
 COST = ["cost/seconds_per_frame", "cost/total_tflops_all", "cost/total_tflops_conv_linear"]
-TESTED = ["video/regret", "video/warp_error", "video/error_one", "video/error_any"]
+TESTED = [
+    "video/regret",
+    "video/warp_error",
+    "video/error_one",
+    "video/error_one_ends",
+    "video/error_any",
+]
 BETTER: dict[str, Better] = {
     "video/regret": "lower",
     "video/closed_one": "higher",
@@ -57,6 +76,7 @@ PAIRS = {
     "7 anchors instead of 3": ("+ 7 anchors", "+ 3 anchors"),
     "no own keys, 3 anchors": ("3 anchors, no own keys", "+ 3 anchors"),
     "no own keys, first frame": ("first frame, no own keys", "first frame"),
+    "no own keys, middle frame": ("middle frame, no own keys", "+ 1 anchor"),
     "first frame instead of 1 anchor": ("first frame", "+ 1 anchor"),
     "middle instead of first frame, no own keys": (
         "middle frame, no own keys",

@@ -25,6 +25,12 @@ FASTER = "cost/networks_times_faster"
 PARTS = {"UNet": "unet", "encoder": "vae_encoder", "decoder": "vae_decoder"}
 # TFLOPs a frame at 480², Table 1 of arXiv 2412.06578.
 PUBLISHED = {"base": 21.31, "efficient": 16.10, "guidance-distilled": 5.50, "few-step": 0.76}
+# By their names in the tables; the first is the paper's, and decides.
+CONVENTIONS = {"conv+linear": "conv_linear", "all": "all"}
+COUNTED = (
+    "1 MAC = 2 FLOPs, convolutions and linears (`conv+linear`) but for columns that say `all`, "
+    "which have the attention's products too."
+)
 Row = dict[str, Any]
 
 
@@ -70,10 +76,10 @@ def bars(kept: list[Row], parts: list[Row]) -> str:
     """Whether the last stage reaches what was set out to be reached, see README.md."""
     found = []
     if len(parts) > 1:
-        times = whole(parts[0]) / whole(parts[-1])
-        found.append(
-            ("times fewer TFLOPs a whole frame, at least 12", Score(times, times, times), 12.0)
-        )
+        for told, convention in CONVENTIONS.items():
+            times = whole(parts[0], convention) / whole(parts[-1], convention)
+            name = f"times fewer TFLOPs a whole frame, at least 12 ({told})"
+            found.append((name, Score(times, times, times), 12.0))
         names = [f"cost/frame_times_faster{end}" for end in ("", "_lo", "_hi")]
         score = Score(*(parts[-1][name] for name in names))
         found.append(("times faster a whole frame, wall clock, at least 10", score, 10.0))
@@ -96,6 +102,7 @@ def cost(rows: list[Row]) -> str:
     if not rows:
         return "# Embedded: cost of a frame\n\nNot run yet.\n"
     heads = ["stage", *(f"{name}, GFLOPs" for name in PARTS), "whole frame", "times fewer"]
+    heads += ["whole frame, all", "times fewer, all"]
     work = [_pipes(heads), _pipes(["---"] + ["---:"] * (len(heads) - 1))]
     heads = ["stage", *(f"{name}, ms" for name in (*PARTS, "rest")), "times faster", "95 %"]
     heads += ["with the rest", "95 %"]
@@ -104,7 +111,9 @@ def cost(rows: list[Row]) -> str:
     memory = [_pipes(heads), _pipes(["---"] + ["---:"] * (len(heads) - 1))]
     for row in rows:
         cells = [row["name"], *(f"{1000 * part(row, name):.3g}" for name in PARTS)]
-        cells += [f"{1000 * whole(row):.3g}", f"{whole(rows[0]) / whole(row):.1f}"]
+        for convention in CONVENTIONS.values():
+            total = whole(row, convention)
+            cells += [f"{1000 * total:.3g}", f"{whole(rows[0], convention) / total:.1f}"]
         work.append(_pipes(cells))
         taken = [f"cost/{slug}_seconds_per_frame" for slug in (*PARTS.values(), "rest")]
         cells = [row["name"], *(f"{1000 * row[key]:.3g}" for key in taken)]
@@ -119,7 +128,7 @@ def cost(rows: list[Row]) -> str:
             ]
             memory.append(_pipes([row["name"], *held]))
     return "\n".join(
-        ["# Embedded: work of a frame", "", *work, ""]
+        ["# Embedded: work of a frame", "", *work, "", COUNTED, ""]
         + ["# Embedded: time of a frame", "", *time, ""]
         + [
             "Times faster: the three networks of a frame together. Rest: the text, once a clip, "
@@ -208,7 +217,7 @@ def full_size(rows: list[Row]) -> str:
             f"{whole(base, convention) / whole(last, convention):.1f}",
             f"{part(base, 'UNet', convention) / part(last, 'UNet', convention):.1f}",
         ]
-        for name, convention in (("conv+linear", "conv_linear"), ("all", "all"))
+        for name, convention in CONVENTIONS.items()
     ]
     published = PUBLISHED[base["name"]] / PUBLISHED[last["name"]]
     return "\n".join(
@@ -219,8 +228,7 @@ def full_size(rows: list[Row]) -> str:
             _pipes(["---"] + ["---:"] * (len(heads) - 1)),
             *map(_pipes, lines),
             "",
-            "1 MAC = 2 FLOPs, convolutions and linears (`conv+linear`) but for the column that "
-            "says `all`, which has the attention's products too. Published: MoViE, Table 1.",
+            f"{COUNTED} Published: MoViE, Table 1.",
             "",
             f"## From {base['name']} to {last['name']}: how many times fewer TFLOPs",
             "",

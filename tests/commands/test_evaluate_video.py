@@ -138,7 +138,22 @@ def test_attention_on_the_true_place_is_a_hit() -> None:
     found = probe.scores()
     assert found["video/attention_on_anchors"] == pytest.approx(0.75)
     assert found["video/attention_hit"] == pytest.approx(1)
-    assert found["video/attention_chance"] == pytest.approx((36 * 9 + 24 * 6 + 4 * 4) / 64 / 64)
+    chance = (36 * 9 + 24 * 6 + 4 * 4) / 64 / 64
+    assert found["video/attention_chance"] == pytest.approx(chance)
+    assert found["video/attention_times_chance"] == pytest.approx(1 / chance)
+    assert AttentionProbe(clip, [(1,)] * 3, (8, 8)).scores() == {}
+
+
+def test_the_ends_of_a_clip_are_its_first_and_last_frame() -> None:
+    still = Still("a", "b", torch.rand(3, 16, 16), torch.rand(1, 3, 16, 16))
+    clip = move(still, 4, (16, 16), 0)
+    edited = clip.targets[0].clone()
+    edited[0] += 0.25
+    edited[1] += 0.5
+    found = scores_of(clip, edited, "one", [])
+    assert found["video/error_one_ends"] == pytest.approx(0.125)
+    assert found["video/error_one"] == pytest.approx(0.75 / 4)
+    assert "video/error_one_ends" not in scores_of(clip, edited, "any", [])
 
 
 @pytest.mark.parametrize(
@@ -206,6 +221,17 @@ def test_clips_without_flow_have_scores_of_their_own(settings: list[str], tmp_pa
         f"big_buck_bunny.mp4: {text}"
         for text in ("turn it into a watercolor", "make it night", "make it another season")
     ]
+
+
+def test_few_tones_show_every_subject_and_both_tones() -> None:
+    asks = tone_asks("test", 100, 32)
+    subjects = {ask.subject for ask in asks}
+    assert len(asks) == 2 * len(subjects) == len({(ask.subject, ask.tone) for ask in asks})
+    few = tone_asks("test", len(subjects), 32)
+    assert {ask.subject for ask in few} == subjects
+    tones = [ask.tone for ask in few]
+    assert abs(tones.count("dark") - tones.count("light")) == len(subjects) % 2
+    assert few == asks[: len(few)]
 
 
 def test_a_true_tone_has_no_error() -> None:
