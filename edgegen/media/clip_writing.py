@@ -7,14 +7,16 @@ import os
 import shutil
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 from PIL import Image
 
 from .clips import Timing
-from .container import Container
+from .container import Container, sound_codecs
 
 
 def is_folder(path: Path) -> bool:
@@ -34,11 +36,38 @@ def check_output(
         if path.is_dir() and any(path.iterdir()):
             raise ValueError(f"{path}: is a folder with something in it; give a new one")
         return
-    output = Container(path, io.BytesIO(), size, timing, codec, audio)
+    try:
+        _try_out(path, size, timing, None, codec)
+        if audio is None:
+            return
+        wanted: list[str] = sound_codecs(str(audio))
+        found: list[str] = []
+        with suppress(ValueError, OSError):  # as containers say no, each in its own words
+            found = _try_out(path, size, timing, audio, codec)
+        if len(found) < len(wanted) or "?" in found:
+            raise ValueError(
+                f"{path}: cannot hold the sound ({', '.join(wanted)}): give another ending (.mkv "
+                "holds all), or audio=false"
+            )
+    except av.FFmpegError as error:
+        raise ValueError(f"{audio}: {' '.join(str(error).split())}") from error
+
+
+def _try_out(
+    path: Path, size: tuple[int, int], timing: Timing, audio: Path | None, codec: str | None
+) -> list[str]:
+    """Open the container in memory; with sound, write its start, and the codecs that are read."""
+    written = io.BytesIO()
+    output = Container(path, written, size, timing, codec, audio)
     try:
         output.start()
+        if not output.sound:
+            return []
+        output.write_start()
     finally:
         output.abandon()
+    written.seek(0)
+    return sound_codecs(written)
 
 
 def holds_clip(folder: Path, frames: int) -> bool:

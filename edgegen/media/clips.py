@@ -131,7 +131,7 @@ class VideoFile:
             shape: tuple[int, ...] | None = None
             packets, time, last = 0, None, 0
             for packet in container.demux(stream):
-                packets += packet.size > 0 and not packet.is_corrupt
+                packets += _whole(packet)
                 for frame in packet.decode():
                     pixels = _upright(frame.to_ndarray(format="rgb24"), self._matrix)
                     shape = shape or pixels.shape
@@ -143,11 +143,14 @@ class VideoFile:
                     yield Frame(fitted(pixels, shape[:2]), time, last)
             if shape is None:
                 raise ValueError(f"{self.name}: holds no frame")
-            # What the header promises, where the container has a place for it.
+            # What the header promises, where the container has a place for it. Edit lists leave
+            # out frames that are there.
             if "mp4" in container.format.name and packets < stream.frames:
-                raise ValueError(
-                    f"{self.name}: cut short: {packets} of {stream.frames} frames are there"
-                )
+                packets = _packets_there(self.path)
+                if packets < stream.frames:
+                    raise ValueError(
+                        f"{self.name}: cut short: {packets} of {stream.frames} frames are there"
+                    )
             # The last frame may be held for longer than the others.
             end = float(((time or 0) + max(1, step) + max(1, step, last)) * self.time_base)
             if end < _tagged_duration(stream):
@@ -219,10 +222,10 @@ def fitted(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
+def opened(path: Path, options: dict[str, str] | None = None) -> Iterator[Any]:
     """A file opened for reading by PyAV; what goes wrong inside is told in one line."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=options) as container:
             yield container
     except av.error.EOFError as error:
         raise ValueError(f"{path}: holds no frame") from error
@@ -240,6 +243,16 @@ def _video_stream(container: Any, name: str) -> Any:
     if found[0].codec_context is None or found[0].codec_context.codec is None:
         raise ValueError(f"{name}: its video is in a codec that is not known here")
     return found[0]
+
+
+def _packets_there(path: Path) -> int:
+    """Whole packets of the video of an mp4 file, whatever its edit list says of them."""
+    with opened(path, {"ignore_editlist": "1"}) as container:
+        return sum(map(_whole, container.demux(_video_stream(container, str(path)))))
+
+
+def _whole(packet: Any) -> bool:
+    return packet.size > 0 and not packet.is_corrupt
 
 
 def _tagged_duration(stream: Any) -> float:

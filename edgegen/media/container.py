@@ -29,6 +29,7 @@ _OPTIONS = {
     "mpeg4": {"q:v": "2", "flags": "+qscale", "global_quality": "236"},
     "libwebp_anim": {"quality": "90"},
 }
+_FIRST = 16  # packets of sound, by which it is seen whether a container holds it
 _FORMATS = {"ffv1": "bgr0", "libx264rgb": "rgb24", "gif": "pal8", "libwebp_anim": "bgra"}
 
 
@@ -73,6 +74,18 @@ class Container:
         """Open the encoder and write the header."""
         with self._told():
             self.container.start_encoding()
+
+    def write_start(self) -> None:
+        """Write a blank frame and the first of the sound."""
+        blank = self._frame(np.zeros((1, 1, 3), np.uint8))
+        blank.pts, blank.time_base = 0, self.stream.codec_context.time_base
+        with self._told():
+            self.container.mux([*self.stream.encode(blank), *self.stream.encode(None)])
+        sound = self._sound()
+        waiting = next(sound, None)
+        for _ in range(_FIRST):
+            if waiting is not None:
+                waiting = self._mux_sound(waiting, sound)
 
     def abandon(self) -> None:
         """Close without frames, which some containers complain about."""
@@ -127,9 +140,7 @@ class Container:
             try:
                 self.sound[stream.index] = self.container.add_stream_from_template(stream)
             except ValueError as error:
-                raise ValueError(
-                    f"{self._path}: {error}: give another ending (.mkv holds all), or audio=false"
-                ) from error
+                raise ValueError(f"{self._path}: {error}") from error
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -188,6 +199,13 @@ class Container:
         with self._told():
             self.container.mux(packet)
         return next(rest, None)
+
+
+def sound_codecs(file: str | io.BytesIO) -> list[str]:
+    """The codec of each stream of sound in a file, `?` for those that are not known."""
+    with av.open(file) as container:
+        contexts = [stream.codec_context for stream in container.streams.audio]
+        return [context.codec.canonical_name if context else "?" for context in contexts]
 
 
 def _encoder(container: Any) -> str:

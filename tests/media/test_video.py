@@ -40,10 +40,10 @@ def timing(base: Fraction = Fraction(1, 1000)) -> Timing:
     return Timing(base, times, [*spans, round(Fraction(LAST, 1000) / base)])
 
 
-def record(path: Path, frames: list[np.ndarray], seconds: float = 1.8) -> Path:
+def record(path: Path, frames: list[np.ndarray], seconds: float = 1.8, codec: str = "aac") -> Path:
     """H.264 at uneven times with a tone beside it, written by PyAV alone."""
     with av.open(str(path), "w") as out:
-        video, audio = out.add_stream("libx264", rate=25), out.add_stream("aac", rate=16000)
+        video, audio = out.add_stream("libx264", rate=25), out.add_stream(codec, rate=16000)
         video.height, video.width = frames[0].shape[:2]
         video.pix_fmt = "yuv420p"
         video.codec_context.time_base = Fraction(1, 1000)
@@ -184,10 +184,35 @@ def test_the_sound_ends_with_a_preview(tmp_path: Path, recorded: Path) -> None:
 
 
 def test_a_container_that_cannot_hold_the_sound_is_refused(tmp_path: Path, recorded: Path) -> None:
-    with pytest.raises(ValueError, match=r"does not support 'aac' codec: give another ending"):
+    with pytest.raises(ValueError, match=r"cannot hold the sound \(aac\): give another ending"):
         check_output(tmp_path / "a.webm", (48, 64), timing(), recorded)
     check_output(tmp_path / "a.mkv", (48, 64), timing(), recorded)
     assert list(tmp_path.iterdir()) == [recorded]
+
+
+@pytest.mark.parametrize(
+    ("codec", "lost"),
+    [
+        ("pcm_s16le", [".ts", ".webm"]),  # .ts takes it, and nobody can read it back
+        ("flac", [".ts", ".mov"]),
+        ("libopus", [".mov"]),  # which says so of its header alone
+        ("mp2", [".webm"]),  # in .mp4 it goes by the name of mp3
+    ],
+)
+def test_sound_is_held_where_it_can_be_read_back(
+    tmp_path: Path, codec: str, lost: list[str]
+) -> None:
+    source = record(tmp_path / "recorded.mkv", smooth(len(TIMES)), codec=codec)
+    for ending in [".mp4", ".mkv", *lost]:
+        path = tmp_path / f"a{ending}"
+        if ending in lost:
+            name = codec.removeprefix("lib")
+            with pytest.raises(ValueError, match=rf"a\{ending}: cannot hold the sound \({name}\)"):
+                check_output(path, (48, 64), timing(), source)
+            continue
+        check_output(path, (48, 64), timing(), source)
+        write_clip(path, smooth(len(TIMES)), timing(), audio=source)
+        assert [data for _, data in sound(path)] == [data for _, data in sound(source)]
 
 
 # How frames are turned
@@ -295,6 +320,29 @@ def test_truncated_files_are_refused(tmp_path: Path) -> None:
             read(cut(whole, share))
         assert "cut.mp4" in str(refused.value)
         assert "\n" not in str(refused.value)
+
+
+def test_a_clip_cut_by_its_edit_list_is_whole(tmp_path: Path) -> None:
+    """As phones trim: all frames stay in the file, and its edit list tells which are shown."""
+    whole = tmp_path / "a.mp4"
+    with av.open(str(whole), "w", options={"movflags": "faststart"}) as out:
+        stream = out.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 24, 32, "yuv420p"
+        stream.codec_context.gop_size, stream.options = 4, {"bf": "0"}
+        for level in range(12):
+            pixels = np.full((24, 32, 3), 20 * level, np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(stream.encode(None))
+    data = whole.read_bytes()
+    place = data.index(b"elst") + 12  # behind version, flags and count
+    units = struct.unpack(">I", data[(at := data.index(b"mdhd") + 16) : at + 4])[0]
+    entry = struct.pack(">Ii", 400, units * 6 // 10)  # 400 ms from the seventh frame on
+    trimmed = tmp_path / "trimmed.mp4"
+    trimmed.write_bytes(data[:place] + entry + data[place + 8 :])
+    shown = [round(frame.pixels.mean() / 20) for frame in open_clip(trimmed)]
+    assert shown == [6, 7, 8, 9]
+    with pytest.raises(ValueError, match=r"cut short: \d+ of 12 frames"):
+        read(cut(trimmed, 0.95))
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.webm"])
