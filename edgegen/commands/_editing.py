@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from diffusers import DiffusionPipeline
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from ..data.painting import PaintedCrops
+from ..sampling.generate import default_guidance
 from ..sampling.guidance import EDIT_SCALES
 from ._numbers import read_number, whole_number
 from ._sampling import typed_or_own
@@ -16,12 +18,13 @@ from ._sampling import typed_or_own
 _STEPS = 10
 
 
-def edit_scales(cfg: DictConfig) -> dict[str, float]:
-    """`guidance` and `image_guidance` of an edit: as typed, the model's own, or diffusers'."""
+def edit_scales(cfg: DictConfig, pipe: DiffusionPipeline) -> dict[str, float]:
+    """`guidance` and `image_guidance` of an edit: as typed, the model's own, or the pipeline's."""
+    usual = {"guidance": default_guidance(pipe), "image_guidance": EDIT_SCALES[1]}
     found = {}
-    for key, usual in zip(("guidance", "image_guidance"), EDIT_SCALES, strict=True):
-        value = typed_or_own(cfg, key)
-        found[key] = read_number({key: usual if value is None else value}, key)
+    for key, value in usual.items():
+        asked = typed_or_own(cfg, key)
+        found[key] = read_number({key: value if asked is None else asked}, key)
     return found
 
 

@@ -55,7 +55,7 @@ def main(cfg: DictConfig, run: Run) -> None:
         "codec": read_text(cfg, "codec"),
         "resume": flag(cfg, "resume"),
         "steps": edit_steps(cfg),
-        **edit_scales(cfg),
+        **edit_scales(cfg, pipe),
         "strength": read_number(cfg, "strength"),
         "negative": read_text(cfg, "negative_prompt") or "",
         "seed": whole_number(cfg, "seed", 0),

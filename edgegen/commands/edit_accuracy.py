@@ -51,8 +51,8 @@ def main(cfg: DictConfig, run: Run) -> None:
         whole_number(cfg, key, 0)
     if cfg.split not in ("dev", "test"):
         raise ValueError(f"split={cfg.split}: allowed are dev, test")
-    sampling = {"steps": edit_steps(cfg), **edit_scales(cfg)}
     pipe = _load(cfg)
+    sampling = {"steps": edit_steps(cfg), **edit_scales(cfg, pipe)}
     renderer = _renderer(cfg, pipe)
     groups = _groups(cfg, pipe)
     methods = methods_of(cfg)

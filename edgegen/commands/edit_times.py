@@ -54,7 +54,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     for key, least in (("frames", 2), ("size", 16), ("chunk", 1), ("rounds", 1), ("seed", 0)):
         whole_number(cfg, key, least)
     whole_number(cfg, "warmup", 0)
-    memory, scales = flag(cfg, "memory"), edit_scales(cfg)
+    memory = flag(cfg, "memory")
     timed = {str(each["name"]): _loaded(cfg, each) for each in _models(cfg)}
     clip = real_clip(str(cfg.clip), "clip").clip(cfg.frames, cfg.size)
     if len(clip.source) < cfg.frames:
@@ -64,6 +64,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     for each in timed.values():
         for file in model_files(each.editor.pipe):
             run.used_file(file)
+    scales = edit_scales(cfg, next(iter(timed.values())).editor.pipe)
     work = _Work(clip, run.dir / "frames", {**scales, "seed": cfg.seed, "resolution": cfg.size})
     with quiet():
         for each in timed.values():

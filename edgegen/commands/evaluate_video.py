@@ -70,7 +70,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     editor = VideoEditor(pipe, anchors, own=flag(cfg, "own"), chunk=cfg.chunk)
     edit = {
         "steps": edit_steps(cfg),
-        **edit_scales(cfg),
+        **edit_scales(cfg, pipe),
         "seed": cfg.seed,  # each clip's own is made of it and its place
         "shared_noise": flag(cfg, "shared_noise"),
     }
@@ -93,6 +93,7 @@ def main(cfg: DictConfig, run: Run) -> None:
         **edit,
     }
     with apply(pipe, methods):
+        editor.check()
         editor.anchors.scenes(cfg.frames, [0.0] * cfg.frames)  # too many anchors, or none there
         run.info(device=str(pipe.device), seeds=[cfg.seed], settings=settings)
         for file in [*model_files(pipe), EffLite0.weights_file()]:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes, _get_current_di
 
 from ..cost import cost_mode
 from ..cost.modes import current_mode
+from ..sampling.steps import bound
 from .calibration import about_calls, draw_calls
 from .calls import Call
 from .choice import parts_of
@@ -95,6 +96,7 @@ def executed(
 
     with ExitStack() as stack:
         stack.enter_context(cost_mode(unet, lambda: id(executor)))
+        stack.enter_context(bound(unet, "executed: runs a graph of its own, past all layers"))
         for layer in unet.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 _tell_bits(stack, layer)

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from ..cost import cost_mode
-from ..sampling.steps import step_clock
+from ..sampling.steps import bound, step_clock
 from .gating import gate_step
 from .method import find_unet
 
@@ -31,7 +31,7 @@ def deepcache_package(target: Any, interval: int = 2, branch: int = 0) -> Iterat
     package = _package("DeepCache", "deepcache")
     helper = package.DeepCacheSDHelper(pipe=target)
     helper.set_params(cache_interval=interval, cache_branch_id=branch)
-    with _left_as_it_was(target):
+    with _left_as_it_was(target, "deepcache_package"):
         helper.enable()
         try:
             yield helper
@@ -76,7 +76,7 @@ def tgate_package(
         gates = gate_step(gate, kwargs.get("num_inference_steps", 50))
         return call(self, *args, gate_step=gates, **settings, **kwargs)
 
-    with _left_as_it_was(target):
+    with _left_as_it_was(target, "tgate_package"):
         target.__class__ = type(kind.__name__, (kind,), {"__call__": gated})
         try:
             yield target
@@ -85,11 +85,16 @@ def tgate_package(
 
 
 @contextmanager
-def _left_as_it_was(target: Any) -> Iterator[None]:
+def _left_as_it_was(target: Any, name: str) -> Iterator[None]:
     """Count every step for itself meanwhile; afterwards take all off the UNet that was put on."""
     unet, scheduler = find_unet(target)
     before = {module: dict(module.__dict__) for module in unet.modules()}
-    with step_clock(scheduler) as clock, cost_mode(unet, lambda: clock.index):
+    reason = f"{name}: counts the pipeline's own steps, and keeps one cache"
+    with (
+        step_clock(scheduler) as clock,
+        cost_mode(unet, lambda: clock.index),
+        bound(unet, reason),
+    ):
         try:
             yield
         finally:

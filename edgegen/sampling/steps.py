@@ -9,7 +9,10 @@ from typing import Any, Protocol
 
 import torch
 
+from ..cost.modes import uncompiled
+
 _ATTRIBUTE = "_edgegen_step_clock"
+_BOUND = "_edgegen_bound"
 
 
 class StepListener(Protocol):
@@ -144,6 +147,29 @@ def step_clock(scheduler: Any) -> Iterator[StepClock]:
         if not driven.users:
             del scheduler.__dict__[_ATTRIBUTE]
             driven.release()
+
+
+@contextmanager
+def bound(unet: Any, reason: str) -> Iterator[None]:
+    """Mark a UNet that only its pipeline's own calls may evaluate while this is open.
+
+    For methods that count the calls themselves, or put a network of their own in the UNet's place.
+    Loops that go another way through it ask `bound_by` and refuse.
+    """
+    reasons = unet.__dict__.setdefault(_BOUND, [])
+    reasons.append(reason)
+    try:
+        yield
+    finally:
+        reasons.remove(reason)
+        if not reasons:
+            unet.__dict__.pop(_BOUND, None)
+
+
+def bound_by(unet: Any) -> str | None:
+    """Why only the pipeline's own calls may evaluate this UNet; None where any may."""
+    reasons = uncompiled(unet).__dict__.get(_BOUND)
+    return reasons[0] if reasons else None
 
 
 def undriven(scheduler: Any) -> Any:

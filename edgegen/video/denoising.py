@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from diffusers import (
 )
 
 from ..pipelines.recommended import sampling_of
-from ..sampling.generate import noise_generator, noise_seed
+from ..sampling.generate import default_guidance, noise_generator, noise_seed
 from ..sampling.guidance import (
     EDIT_SCALES,
     edit_guidance_embedding,
@@ -110,8 +109,7 @@ class FrameDenoiser:
         self.device = torch.device(getattr(pipe, "_execution_device", pipe.device))
         self.dtype: torch.dtype = pipe.unet.dtype
         self.follows_source = isinstance(pipe, StableDiffusionInstructPix2PixPipeline)
-        usual = inspect.signature(pipe.__call__).parameters["guidance_scale"].default
-        own = {"steps": 10, "guidance": usual, "image_guidance": EDIT_SCALES[1]}
+        own = {"steps": 10, "guidance": default_guidance(pipe), "image_guidance": EDIT_SCALES[1]}
         own |= sampling_of(pipe)
         self.steps = int(own["steps"] if edit.steps is None else edit.steps)
         self.guidance, self.image_guidance = (
@@ -212,6 +210,11 @@ class FrameDenoiser:
                 predicted = self._guided(latents, source, time)
         finally:
             self.bank.mode = "plain"
+        if mode == "record" and evaluation == self.first and not self.bank.steps():
+            raise ValueError(
+                "the anchors left no keys and values in the first step: something stands in for "
+                "the UNet's attention, and anchors would change nothing"
+            )
         extra: dict[str, Any] = {}
         if self.states.takes_generator:  # noise of (seed, step), and of the frame where it has own
             extra["generator"] = [self._generator(number, evaluation + 1) for number in numbers]

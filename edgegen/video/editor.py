@@ -15,7 +15,7 @@ from ..media.clip_writing import check_output, holds_clip, write_clip
 from ..media.clips import Clip, VideoFile, open_clip
 from ..pipelines.schedulers import scheduler_config
 from ..sampling.generate import default_size
-from ..sampling.steps import step_clock
+from ..sampling.steps import bound_by, step_clock
 from .anchors import Anchors, Scene, parse_anchors
 from .attention import Probe, anchored_attention, bank_bytes
 from .denoising import Edit, FrameDenoiser, check_editor
@@ -146,6 +146,7 @@ class VideoEditor:
             OSError: no space left, and the like; what is done stays beside the output.
         """
         what = Edit(instruction, **edit)
+        self.check()
         path = Path(output).expanduser()
         if limit is not None and limit < 1:
             raise ValueError(f"limit={limit}: must be 1 frame or more")
@@ -159,14 +160,18 @@ class VideoEditor:
         canvas = make_canvas(
             found.size, default if resolution is None else resolution, self.pipe.vae_scale_factor
         )
-        # Stopped after a folder was complete, before the work beside it was removed.
-        written = resume and Workspace.begun(path) and holds_clip(path, len(found))
+        # Stopped after the output was complete, before the work beside it was removed.
+        written = resume and (
+            Workspace.written(path) or (Workspace.begun(path) and holds_clip(path, len(found)))
+        )
         if not written:
             check_output(path, (canvas.height, canvas.width), found.timing, sound, codec)
 
+        weights = weights_checksum(self.pipe)
         with self._at_work(what) as denoiser, shard() as mine, torch.inference_mode():
             denoiser.bank.probe = probe
-            schedule = mine.agreed(self._choose(denoiser, scenes, canvas))
+            before = Workspace.schedule(path) if resume else None
+            schedule = mine.agreed(self._choose(denoiser, scenes, canvas, before))
             scheduler = denoiser.scheduler
             depends = {
                 **asdict(what),
@@ -180,7 +185,7 @@ class VideoEditor:
                 "scenes": [scene.start for scene in scenes],
                 "own": self.own,
                 "chunk": self.chunk,
-                "model": weights_checksum(self.pipe),
+                "model": weights,
                 "scheduler": [type(scheduler).__name__, scheduler_config(scheduler)],
                 "settings": dict(settings or {}),
                 "processes": mine.count if schedule == "steps" else 1,
@@ -189,6 +194,7 @@ class VideoEditor:
                 mine.wait()  # the first one clears up what is not to be resumed
             space = Workspace(path, plain(depends), resume or mine.rank > 0, mine.rank)
             if mine.rank == 0:
+                space.keep_schedule(schedule)
                 mine.wait()
 
             def done(frames: float) -> None:
@@ -229,6 +235,11 @@ class VideoEditor:
             processes=mine.count,
         )
 
+    def check(self) -> None:
+        """Raises ValueError where a method is at work that the editor cannot go with."""
+        if reason := bound_by(self.pipe.unet):
+            raise ValueError(f"{reason}: it cannot be used for video")
+
     @contextmanager
     def _at_work(self, what: Edit) -> Iterator[FrameDenoiser]:
         with (
@@ -245,11 +256,16 @@ class VideoEditor:
             finally:
                 self.pipe._guidance_scale = before
 
-    def _choose(self, denoiser: FrameDenoiser, scenes: list[Scene], canvas: Canvas) -> str:
+    def _choose(
+        self, denoiser: FrameDenoiser, scenes: list[Scene], canvas: Canvas, before: str | None
+    ) -> str:
+        """The schedule; `before`: by which the work was begun that is gone on with, if any."""
         if denoiser.clock.heard:
             return "frames"  # else features of every frame would be in memory at once
         if self.schedule != "auto":
             return self.schedule
+        if before in SCHEDULES[1:]:
+            return before
         if denoiser.states.history:
             return "frames"  # which a stopped edit goes on with in mid-scene
         height, width = (side // self.pipe.vae_scale_factor for side in canvas.padded)

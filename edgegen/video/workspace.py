@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+_SETTINGS, _SCHEDULE, _WRITTEN = "settings.json", "schedule.json", "written"
+
 
 class Workspace:
     """A hidden folder beside the output. Every file in it is whole, or not there.
@@ -33,7 +35,7 @@ class Workspace:
         self._rank = rank
         self.folder = _beside(output)
         wanted = json.loads(json.dumps(dict(settings)))
-        found = _read_json(self.folder / "settings.json")
+        found = _read_json(self.folder / _SETTINGS)
         if resume and found is not None and found != wanted:
             names = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
             raise ValueError(
@@ -43,12 +45,28 @@ class Workspace:
         if not (resume and found is not None) and self.folder.exists():
             shutil.rmtree(self.folder)
         (self.folder / "frames").mkdir(parents=True, exist_ok=True)
-        _write(self.folder / "settings.json", json.dumps(wanted).encode())
+        _write(self.folder / _SETTINGS, json.dumps(wanted).encode())
 
     @staticmethod
     def begun(output: Path) -> bool:
-        """Whether work on this output was begun and not completed."""
-        return (_beside(output) / "settings.json").is_file()
+        """Whether work on this output was begun and not cleared up."""
+        return (_beside(output) / _SETTINGS).is_file()
+
+    @staticmethod
+    def schedule(output: Path) -> str | None:
+        """The schedule by which work on this output was begun; None where none was."""
+        found = _read_json(_beside(output) / _SCHEDULE) if Workspace.begun(output) else None
+        return None if found is None else str(found.get("schedule"))
+
+    def keep_schedule(self, schedule: str) -> None:
+        """Note by which schedule the work is done."""
+        _write(self.folder / _SCHEDULE, json.dumps({"schedule": schedule}).encode())
+
+    @staticmethod
+    def written(output: Path) -> bool:
+        """Whether this output is complete, and only the work beside it was not cleared up."""
+        complete = (_beside(output) / _WRITTEN).is_file()
+        return complete and Workspace.begun(output) and output.exists()
 
     def has(self, numbers: Sequence[int]) -> bool:
         """Whether all of these edited frames are there."""
@@ -89,8 +107,20 @@ class Workspace:
             path.unlink()
 
     def remove(self) -> None:
-        """Remove all of it."""
-        shutil.rmtree(self.folder)
+        """Remove all of it, the output being complete.
+
+        Stopped on the way, it says so to the next one (see `written`).
+        """
+        (self.folder / _WRITTEN).touch()
+        kept = (_WRITTEN, _SETTINGS)
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in kept:
+                path.unlink()
+        for name in reversed(kept):
+            (self.folder / name).unlink()
+        self.folder.rmdir()
 
     def _frame(self, number: int) -> Path:
         return self.folder / "frames" / f"{number:06d}.png"

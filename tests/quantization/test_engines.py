@@ -18,6 +18,7 @@ import edgegen
 from edgegen.cost import count
 from edgegen.quantization import executed, quantize_, torchao_quantized
 from edgegen.quantization.engines import Executor, frozen, inputs_of, int8_graph
+from edgegen.sampling.steps import bound_by
 
 needs_torchao = pytest.mark.skipif(
     importlib.util.find_spec("torchao") is None, reason="torchao is not installed"
@@ -145,6 +146,7 @@ def test_a_pipeline_on_eight_bits(pipe: Any, calls: Any) -> None:
         first = pipe.unet(*sample).sample
         seen = pipe.unet(*known).sample
         counted = count(pipe.unet, *sample)
+        assert "runs a graph of its own" in str(bound_by(pipe.unet))
         assert torch.equal(pipe.unet(*sample, return_dict=False)[0], first)
         with pytest.raises(ValueError, match="alone, not class_labels"):
             pipe.unet(*sample, class_labels=torch.zeros(2))

@@ -13,6 +13,7 @@ from edgegen.cost import CostTracker
 from edgegen.reuse import deepcache
 from edgegen.reuse.gating import gating
 from edgegen.reuse.peers import deepcache_package, tgate_package
+from edgegen.sampling.steps import bound_by
 
 
 def cost(pipe: Any) -> list[int]:
@@ -32,6 +33,8 @@ def test_deepcache(pipe: Any) -> None:
         assert torch.equal(draw(pipe, steps=5), expected)
         assert torch.equal(draw(pipe, steps=5, batch=2)[:1], draw(pipe, steps=5, batch=2)[:1])
         assert cost(pipe) == work
+        assert "deepcache_package: counts" in str(bound_by(pipe.unet))  # chunks would mix
+    assert bound_by(pipe.unet) is None
     assert work[1] < work[0]
     assert torch.equal(draw(pipe), plain)
     assert set(pipe.unet.state_dict()) == before
@@ -45,6 +48,7 @@ def test_tgate(pipe: Any) -> None:
         found, work = draw(pipe, steps=5), cost(pipe)
         assert torch.equal(draw(pipe, steps=5), found)
         assert isinstance(pipe, kind)
+        assert "tgate_package: counts" in str(bound_by(pipe.unet))
     with gating(pipe, 2):
         assert cost(pipe) == work
     with tgate_package(pipe, 4, sp_interval=3, warm_up=0):

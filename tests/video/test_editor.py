@@ -31,12 +31,14 @@ from edgegen.media.clips import Frame, open_clip
 from edgegen.pipelines.recommended import read_sampling
 from edgegen.pipelines.save import save_embedded
 from edgegen.pipelines.variants import with_guidance_input
-from edgegen.quantization import quantized
+from edgegen.quantization import quantized, torchao_quantized
 from edgegen.reuse import clockwork
 from edgegen.reuse.gating import gating
 from edgegen.sampling.generate import noise_generator, noise_seed
 from edgegen.sampling.guidance import edit_guidance
+from edgegen.sampling.steps import bound, bound_by
 from edgegen.video import VideoEditor
+from edgegen.video.depends import weights_checksum
 from edgegen.video.editor import SCHEDULES
 from edgegen.video.history import SchedulerStates
 from edgegen.video.workspace import Workspace
@@ -315,6 +317,40 @@ def test_methods_and_few_steps_together(pipe: Any, tmp_path: Path) -> None:
 def test_reuse_with_one_anchor_alone_is_that_of_the_pipeline(pipe: Any, tmp_path: Path) -> None:
     with clockwork(pipe, clock=2):
         assert np.array_equal(edit(pipe, MadeClip(1), tmp_path, 1), plain(pipe, [0]))
+
+
+def test_methods_that_only_go_with_the_pipeline_are_refused(pipe: Any, tmp_path: Path) -> None:
+    editor = VideoEditor(pipe, 2)
+    with bound(pipe.unet, "mine: counts by itself"), bound(pipe.unet, "mine: counts by itself"):
+        for output in ("a.mkv", "a"):
+            with pytest.raises(ValueError, match=r"^mine: counts by itself: it cannot be used for"):
+                editor.edit(MadeClip(4), tmp_path / output, INSTRUCTION, steps=1)
+    assert not [*tmp_path.glob("a*"), *tmp_path.glob(".*")]
+    assert bound_by(pipe.unet) is None
+    editor.edit(MadeClip(4), tmp_path / "a", INSTRUCTION, steps=1)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_anchors_that_would_do_nothing_are_an_error(
+    schedule: str, pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something stands in for the whole UNet, such as a graph, and attention never runs."""
+    monkeypatch.setattr(pipe.unet, "forward", lambda sample, *_, **__: (sample[:, :4],))
+    with pytest.raises(ValueError, match="left no keys and values in the first step"):
+        edit(pipe, MadeClip(4), tmp_path, 2, schedule=schedule)
+    edit(pipe, MadeClip(4), tmp_path, "none", schedule=schedule)
+
+
+def test_weights_of_several_tensors_are_told_apart(pipe: Any, tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    plain = weights_checksum(pipe)
+    sums = []
+    for config in ("Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"):
+        with torchao_quantized(pipe, config):
+            sums.append(weights_checksum(pipe))
+            edit(pipe, MadeClip(4), tmp_path, 2, steps=1)
+    assert plain not in sums
+    assert weights_checksum(pipe) == plain
 
 
 def test_scenes_share_nothing(pipe: Any, tmp_path: Path) -> None:

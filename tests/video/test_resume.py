@@ -9,7 +9,9 @@ import signal
 import time
 import weakref
 from collections.abc import Iterator
+from functools import partial, partialmethod
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -194,6 +196,79 @@ def test_a_complete_folder_whose_work_was_not_cleared_up(
     (tmp_path / "a" / "note.txt").write_text("mine")
     with pytest.raises(ValueError, match="a folder with something in it"):
         edit(resume=True)
+
+
+def test_a_complete_file_whose_work_was_being_cleared_up(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at any removal: the file is there, and nothing is made again."""
+    editor, output = VideoEditor(pipe, 2, chunk=2), tmp_path / "a.mkv"
+    forward, calls = pipe.unet.forward, []
+    monkeypatch.setattr(
+        pipe.unet, "forward", lambda *a, **k: (calls.append(1), forward(*a, **k))[1]
+    )
+
+    def edit(instruction: str = "make it red", **settings: Any) -> int:
+        calls.clear()
+        editor.edit(MadeClip(4), output, instruction, steps=1, **settings)
+        return len(calls)
+
+    def left_after(removals: int) -> bool:
+        """Edit, stopped at that removal beside the output; whether it was stopped."""
+        done = 0
+
+        def stop(path: Any, remove: Any = os.unlink) -> None:
+            nonlocal done
+            if ".edit" in str(path):
+                done += 1
+                if done > removals:
+                    raise Stop
+            remove(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("edgegen.video.workspace.shutil.rmtree", partial(stop, remove=rmtree))
+            patch.setattr(
+                Path, "unlink", lambda self, missing_ok=False: self.exists() and stop(self)
+            )
+            patch.setattr(Path, "rmdir", partialmethod(stop, remove=os.rmdir))
+            try:
+                edit(resume=True)
+            except Stop:
+                return True
+        return False
+
+    whole = None
+    for removals in range(20):
+        if not left_after(removals):
+            break
+        whole = whole or output.read_bytes()
+        begun = Workspace.begun(output)
+        assert Workspace.written(output) == begun
+        if begun:
+            with pytest.raises(ValueError, match="begun with other settings"):
+                edit("make it blue", resume=True)
+            assert edit(resume=True) == 0
+        assert output.read_bytes() == whole
+    assert 3 < removals < 20
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_schedule_is_that_of_the_work_begun(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor, output = VideoEditor(pipe, 2, chunk=2), tmp_path / "a.mkv"
+
+    def edit(**settings: Any) -> str:
+        clip = MadeClip(6)
+        return editor.edit(clip, output, "make it red", steps=2, **settings).schedule
+
+    for memory, schedule in ((1e12, "frames"), (1e3, "steps")):
+        monkeypatch.setattr("edgegen.video.editor._free_memory", lambda _, now=memory: now)
+        with pytest.raises(Stop):
+            edit(progress=stop_after(3))
+        monkeypatch.setattr("edgegen.video.editor._free_memory", lambda _, now=memory: 1e15 / now)
+        assert edit(resume=True) == schedule
+        assert edit(resume=True) != schedule  # nothing is left to go on with
 
 
 def test_a_full_disk_leaves_no_output(
