@@ -86,6 +86,10 @@ class FrameBar:
     def __enter__(self) -> FrameBar:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+    def __exit__(self, error: object, *rest: object) -> None:
+        if self._bar is None:
+            return
+        if error is None:  # frames that were there from before are not counted: it ends full
+            self._bar.total = round(self._bar.n, 1)
+            self._bar.refresh()
+        self._bar.close()

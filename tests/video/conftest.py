@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edits import SCHEDULERS
 from video_models import make_pipe
 
 
@@ -17,3 +18,9 @@ def pipe(tmp_path: Path) -> Any:
 def sd_pipe(tmp_path: Path) -> Any:
     """A tiny Stable Diffusion pipeline with DDIM."""
     return make_pipe(tmp_path, "sd1")
+
+
+@pytest.fixture(params=sorted(SCHEDULERS))
+def any_scheduler(request: pytest.FixtureRequest, pipe: Any) -> Any:
+    pipe.scheduler = SCHEDULERS[request.param]
+    return pipe

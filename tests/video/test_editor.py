@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,86 +11,24 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    HeunDiscreteScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
-    PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
 )
-from PIL import Image
+from edits import INSTRUCTION, SEED, STEPS, edit, plain
 from video_models import BETAS, MadeClip, picture
 
 import edgegen
 from edgegen.assets import write_sums
-from edgegen.media.clips import Frame, open_clip
+from edgegen.media.clips import Frame
 from edgegen.pipelines.recommended import read_sampling
 from edgegen.pipelines.save import save_embedded
 from edgegen.pipelines.variants import with_guidance_input
-from edgegen.quantization import quantized, torchao_quantized
-from edgegen.reuse import clockwork
 from edgegen.reuse.gating import gating
-from edgegen.sampling.generate import noise_generator, noise_seed
+from edgegen.sampling.generate import noise_generator
 from edgegen.sampling.guidance import edit_guidance
-from edgegen.sampling.steps import bound, bound_by
 from edgegen.video import VideoEditor
-from edgegen.video.depends import weights_checksum
 from edgegen.video.editor import SCHEDULES
-from edgegen.video.history import SchedulerStates
-from edgegen.video.workspace import Workspace
-
-INSTRUCTION = "make it red"
-SEED, STEPS = 5, 3
-
-
-def edit(pipe: Any, clip: Any, folder: Path, anchors: Any = 3, **settings: Any) -> np.ndarray:
-    """(frames, H, W, 3) uint8."""
-    output = folder / f"edited{len(list(folder.iterdir()))}"
-    own = {key: settings.pop(key) for key in ("own", "schedule", "chunk") if key in settings}
-    settings = {"steps": STEPS, "seed": SEED, "guidance": 4.0, **settings}
-    VideoEditor(pipe, anchors, **own).edit(clip, output, INSTRUCTION, **settings)
-    return np.stack([frame.pixels for frame in open_clip(output)])
-
-
-def plain(pipe: Any, frames: Sequence[int], **scales: float) -> np.ndarray:
-    """The pictures as the diffusers pipeline edits them, from the editor's noise."""
-    noise = torch.randn(1, 4, 8, 8, generator=noise_generator(SEED, 0))
-    generators = [torch.Generator().manual_seed(noise_seed(SEED, 1)) for _ in frames]
-
-    def reseed(_: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        for generator in generators:
-            generator.manual_seed(noise_seed(SEED, step + 2))
-        return tensors
-
-    images = pipe(
-        [INSTRUCTION] * len(frames),
-        image=[Image.fromarray(picture(number)) for number in frames],
-        num_inference_steps=STEPS,
-        **{"guidance_scale": 4.0, **scales},
-        latents=noise.repeat(len(frames), 1, 1, 1),
-        generator=generators,
-        callback_on_step_end=reseed,
-    ).images
-    return np.stack([np.asarray(image) for image in images])
-
-
-SCHEDULERS = {
-    "ancestral": EulerAncestralDiscreteScheduler(**BETAS),
-    "ddim": DDIMScheduler(**BETAS, clip_sample=False),
-    "dpm": DPMSolverMultistepScheduler(**BETAS),
-    "sde": DPMSolverMultistepScheduler(**BETAS, algorithm_type="sde-dpmsolver++"),
-    "heun": HeunDiscreteScheduler(**BETAS),
-    "pndm": PNDMScheduler(**BETAS, skip_prk_steps=True),
-    "lcm": LCMScheduler(**BETAS),
-}
-
-
-@pytest.fixture(params=sorted(SCHEDULERS))
-def any_scheduler(request: pytest.FixtureRequest, pipe: Any) -> Any:
-    pipe.scheduler = SCHEDULERS[request.param]
-    return pipe
 
 
 def test_one_anchor_alone_is_the_plain_model(any_scheduler: Any, tmp_path: Path) -> None:
@@ -243,178 +179,6 @@ def test_all_of_it_at_once(pipe: Any, tmp_path: Path) -> None:
     assert np.abs(found[list(anchors)].astype(int) - plain(pipe, anchors)).max() <= 1
     pipe.unet.set_attn_processor(before)
     assert np.abs(found.astype(int) - plain(pipe, range(frames))).max() > 5
-
-
-# The schedules
-
-
-def test_both_schedules_give_the_same_bits(any_scheduler: Any, tmp_path: Path) -> None:
-    one, two = (
-        edit(any_scheduler, MadeClip(6), tmp_path, 2, schedule=each, chunk=3)
-        for each in ("frames", "steps")
-    )
-    assert np.array_equal(one, two)
-
-
-def test_both_schedules_without_own_keys(pipe: Any, tmp_path: Path) -> None:
-    one, two = (
-        edit(pipe, MadeClip(8), tmp_path, 3, own=False, schedule=each, chunk=2)
-        for each in ("frames", "steps")
-    )
-    assert np.array_equal(one, two)
-    assert not np.array_equal(one, edit(pipe, MadeClip(8), tmp_path, 3, chunk=2))
-
-
-def test_both_schedules_with_img2img(sd_pipe: Any, tmp_path: Path) -> None:
-    one, two = (
-        edit(sd_pipe, MadeClip(8), tmp_path, 2, schedule=each, steps=5, chunk=3)
-        for each in ("frames", "steps")
-    )
-    assert np.array_equal(one, two)
-
-
-@pytest.mark.parametrize("predictor", ["identity", "linear"])
-def test_feature_reuse_takes_the_frames_one_after_the_other(
-    pipe: Any, tmp_path: Path, predictor: str
-) -> None:
-    """Else the features of all frames would be kept at once; the chunks change nothing."""
-    run = partial(edit, pipe, MadeClip(8), tmp_path, 2, steps=5)
-    full = run(chunk=3)
-    with clockwork(pipe, clock=2, predictor=predictor) as reuse:
-        one, two = (run(schedule="steps", chunk=each) for each in (3, 6))
-        assert reuse.passes == [True, False, True, False, True]
-        editor = VideoEditor(pipe, 2, schedule="steps")
-        made = editor.edit(MadeClip(4), tmp_path / "forced.mkv", INSTRUCTION, steps=2)
-        assert made.schedule == "frames"
-    assert np.abs(one.astype(int) - two).max() <= 1
-    assert not np.array_equal(one, full)
-    with clockwork(pipe, clock=1):
-        assert np.array_equal(run(chunk=3), full)
-
-
-def test_methods_and_few_steps_together(pipe: Any, tmp_path: Path) -> None:
-    """Quantized, with feature reuse, by the scheduler of a consistency model; nothing is left."""
-    run = partial(edit, pipe, MadeClip(7), tmp_path, 2, steps=4, chunk=3, guidance=1.0)
-    before = {name: each.clone() for name, each in pipe.unet.state_dict().items()}
-    pipe.scheduler = LCMScheduler(**BETAS, original_inference_steps=20)
-    full = run()
-    met = {"activations": {"dynamic": True}, "time_embedding": "calls"}  # no calibration
-    with quantized(pipe, "w8a8", **met):
-        eight = [run(schedule=each) for each in ("frames", "steps")]
-    with quantized(pipe, "w4a8", **met), clockwork(pipe, clock=2) as reuse:
-        both = run()
-        assert reuse.passes == [True, False, True, False]
-    with quantized(pipe, "w4a8", **met):
-        four = run()
-    assert np.array_equal(*eight)
-    off = [np.abs(each.astype(float) - full).mean() for each in (eight[0], four, both)]
-    assert 0 < off[0] < off[1]
-    assert not np.array_equal(four, both)
-    assert np.array_equal(run(), full)
-    assert all(torch.equal(each, before[name]) for name, each in pipe.unet.state_dict().items())
-
-
-def test_reuse_with_one_anchor_alone_is_that_of_the_pipeline(pipe: Any, tmp_path: Path) -> None:
-    with clockwork(pipe, clock=2):
-        assert np.array_equal(edit(pipe, MadeClip(1), tmp_path, 1), plain(pipe, [0]))
-
-
-def test_methods_that_only_go_with_the_pipeline_are_refused(pipe: Any, tmp_path: Path) -> None:
-    editor = VideoEditor(pipe, 2)
-    with bound(pipe.unet, "mine: counts by itself"), bound(pipe.unet, "mine: counts by itself"):
-        for output in ("a.mkv", "a"):
-            with pytest.raises(ValueError, match=r"^mine: counts by itself: it cannot be used for"):
-                editor.edit(MadeClip(4), tmp_path / output, INSTRUCTION, steps=1)
-    assert not [*tmp_path.glob("a*"), *tmp_path.glob(".*")]
-    assert bound_by(pipe.unet) is None
-    editor.edit(MadeClip(4), tmp_path / "a", INSTRUCTION, steps=1)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_anchors_that_would_do_nothing_are_an_error(
-    schedule: str, pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Something stands in for the whole UNet, such as a graph, and attention never runs."""
-    monkeypatch.setattr(pipe.unet, "forward", lambda sample, *_, **__: (sample[:, :4],))
-    with pytest.raises(ValueError, match="left no keys and values in the first step"):
-        edit(pipe, MadeClip(4), tmp_path, 2, schedule=schedule)
-    edit(pipe, MadeClip(4), tmp_path, "none", schedule=schedule)
-
-
-def test_weights_of_several_tensors_are_told_apart(pipe: Any, tmp_path: Path) -> None:
-    pytest.importorskip("torchao")
-    plain = weights_checksum(pipe)
-    sums = []
-    for config in ("Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"):
-        with torchao_quantized(pipe, config):
-            sums.append(weights_checksum(pipe))
-            edit(pipe, MadeClip(4), tmp_path, 2, steps=1)
-    assert plain not in sums
-    assert weights_checksum(pipe) == plain
-
-
-def test_scenes_share_nothing(pipe: Any, tmp_path: Path) -> None:
-    """Two scenes in one clip give what each gives alone."""
-
-    class Two(MadeClip):
-        def __iter__(self) -> Any:
-            for number, frame in enumerate(super().__iter__()):
-                turned = 255 - frame.pixels if number >= 7 else frame.pixels
-                yield Frame(turned, frame.time, frame.duration)
-
-    class Second(Two):
-        def __iter__(self) -> Any:
-            return (frame for i, frame in enumerate(super().__iter__()) if i >= 7)
-
-    for schedule in ("frames", "steps"):
-        both = edit(pipe, Two(15), tmp_path, {"scenes": 2}, schedule=schedule)
-        first = edit(pipe, MadeClip(7), tmp_path, 2, schedule=schedule)
-        second = edit(pipe, Second(15), tmp_path, 2, schedule=schedule)
-        assert np.array_equal(both, np.concatenate([first, second]))
-
-
-def test_the_schedule_is_chosen_by_memory(
-    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def chosen(schedule: str = "auto") -> str:
-        editor = VideoEditor(pipe, 2, schedule=schedule)
-        name = f"o{len(list(tmp_path.iterdir()))}"
-        return editor.edit(MadeClip(4), tmp_path / name, INSTRUCTION, steps=2).schedule
-
-    assert chosen() == "frames"
-    monkeypatch.setattr("edgegen.video.editor._free_memory", lambda _: 1e4)
-    assert chosen() == "steps"
-    assert chosen("frames") == "frames"
-    with clockwork(pipe):
-        assert chosen() == "frames"  # else features of every frame would be kept
-        assert chosen("steps") == "frames"
-    pipe.scheduler = SCHEDULERS["dpm"]
-    assert chosen() == "frames"  # goes on in mid-scene when resumed
-
-
-def test_latents_of_earlier_steps_are_not_in_memory(tmp_path: Path) -> None:
-    scheduler = SCHEDULERS["dpm"]
-    scheduler.set_timesteps(4)
-    states = SchedulerStates(scheduler, 0)
-    assert states.history
-    rows = Workspace(tmp_path / "a", {}, False).rows("history", (2, 3, 3), torch.float32)
-    drawn = torch.Generator().manual_seed(SEED)
-    with closing(rows), states.in_file(rows):
-        kept: list[tuple[Any, torch.Tensor]] = []
-        for batch in range(3):
-            states.enter(batch, 0)
-            sample = torch.randn(2, 2, 3, 3, generator=drawn)
-            scheduler.step(sample, scheduler.timesteps[0], sample)
-            kept.append((weakref.ref(scheduler.model_outputs[-1]), scheduler.model_outputs[-1] + 0))
-            states.leave(batch)
-        states.renew(0)
-        assert [tensor() for tensor, _ in kept] == [None] * 3
-        for batch, (_, value) in enumerate(kept):
-            states.enter(batch, 1)
-            assert torch.equal(scheduler.model_outputs[-1], value)
-            assert scheduler.step_index == 1
-    states.enter(0, 0)
-    assert scheduler.step_index is None  # nothing is kept behind the file
 
 
 # Noise
