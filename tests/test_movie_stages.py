@@ -91,8 +91,7 @@ def test_what_is_kept_is_a_ratio_over_the_same_pairs(tmp_path: Path) -> None:
     assert "11.0 | [11.0, 11.0]" in text
     reached = [line.split("|")[2:4] for line in text.splitlines() if "at least" in line]
     assert [(float(value.split()[0]), met.strip()) for value, met in reached] == [
-        (pytest.approx(13), "yes"),  # convolutions and linears
-        (pytest.approx(13), "yes"),  # all
+        (pytest.approx(13), "yes"),
         (pytest.approx(11), "yes"),
         (pytest.approx(0.9), "yes"),
     ]

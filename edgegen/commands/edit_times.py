@@ -42,6 +42,7 @@ class _Timed:
 
     editor: VideoEditor
     steps: int
+    scales: dict[str, Any]
     load: dict[str, Any]
     modules: dict[str, Any]
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS.values(), 0.0))
@@ -64,8 +65,7 @@ def main(cfg: DictConfig, run: Run) -> None:
     for each in timed.values():
         for file in model_files(each.editor.pipe):
             run.used_file(file)
-    scales = edit_scales(cfg, next(iter(timed.values())).editor.pipe)
-    work = _Work(clip, run.dir / "frames", {**scales, "seed": cfg.seed, "resolution": cfg.size})
+    work = _Work(clip, run.dir / "frames", {"seed": cfg.seed, "resolution": cfg.size})
     with quiet():
         for each in timed.values():
             each.row |= work.counted(each)
@@ -91,7 +91,9 @@ class _Work:
         """Edit the clip once; how many guidance branches it took."""
         shutil.rmtree(self._folder, ignore_errors=True)
         shown = Shown(self._clip, self._clip.name)
-        made = timed.editor.edit(shown, self._folder, _INSTRUCTION, steps=timed.steps, **self._edit)
+        made = timed.editor.edit(
+            shown, self._folder, _INSTRUCTION, steps=timed.steps, **timed.scales, **self._edit
+        )
         shutil.rmtree(self._folder)
         return made.branches
 
@@ -222,7 +224,9 @@ def _loaded(cfg: DictConfig, model: Mapping[str, Any]) -> _Timed:
         if part in PARTS
     }
     load = {"source": named["source"], "vae": named["vae"], "device": str(pipe.device)}
-    return _Timed(VideoEditor(pipe, anchors, chunk=cfg.chunk), model["steps"], load, modules)
+    editor = VideoEditor(pipe, anchors, chunk=cfg.chunk)
+    scales: dict[str, Any] = {**edit_scales(cfg, pipe)}
+    return _Timed(editor, model["steps"], scales, load, modules)
 
 
 def _plain(cfg: DictConfig) -> Any:

@@ -7,7 +7,6 @@ import os
 import shutil
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -36,21 +35,26 @@ def check_output(
         if path.is_dir() and any(path.iterdir()):
             raise ValueError(f"{path}: is a folder with something in it; give a new one")
         return
+    _try_out(path, size, timing, None, codec)
+    if audio is None:
+        return
     try:
-        _try_out(path, size, timing, None, codec)
-        if audio is None:
-            return
-        wanted: list[str] = sound_codecs(str(audio))
-        found: list[str] = []
-        with suppress(ValueError, OSError):  # as containers say no, each in its own words
-            found = _try_out(path, size, timing, audio, codec)
-        if len(found) < len(wanted) or "?" in found:
-            raise ValueError(
-                f"{path}: cannot hold the sound ({', '.join(wanted)}): give another ending (.mkv "
-                "holds all), or audio=false"
-            )
+        wanted = sound_codecs(str(audio))
     except av.FFmpegError as error:
         raise ValueError(f"{audio}: {' '.join(str(error).split())}") from error
+    if "?" in wanted:
+        raise ValueError(f"{audio}: its sound is in a codec that is not known here: audio=false")
+    why = "it could not be read back"
+    try:
+        found = _try_out(path, size, timing, audio, codec)
+        if len(found) == len(wanted) and "?" not in found:
+            return
+    except (ValueError, OSError) as error:  # as containers say no, each in its own words
+        why = str(error).removeprefix(f"{path}: ")
+    raise ValueError(
+        f"{path}: cannot hold the sound ({', '.join(wanted)}): {why}: give another ending (.mkv "
+        "holds all), or audio=false"
+    )
 
 
 def _try_out(

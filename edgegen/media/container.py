@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ _OPTIONS = {
     "mpeg4": {"q:v": "2", "flags": "+qscale", "global_quality": "236"},
     "libwebp_anim": {"quality": "90"},
 }
-_FIRST = 16  # packets of sound, by which it is seen whether a container holds it
+_FIRST = 4  # packets of a stream of sound, by which it is seen whether a container holds it
 _FORMATS = {"ffv1": "bgr0", "libx264rgb": "rgb24", "gif": "pal8", "libwebp_anim": "bgra"}
 
 
@@ -76,16 +77,17 @@ class Container:
             self.container.start_encoding()
 
     def write_start(self) -> None:
-        """Write a blank frame and the first of the sound."""
+        """Write a blank frame and the first of every stream of sound."""
         blank = self._frame(np.zeros((1, 1, 3), np.uint8))
         blank.pts, blank.time_base = 0, self.stream.codec_context.time_base
         with self._told():
             self.container.mux([*self.stream.encode(blank), *self.stream.encode(None)])
-        sound = self._sound()
-        waiting = next(sound, None)
-        for _ in range(_FIRST):
-            if waiting is not None:
-                waiting = self._mux_sound(waiting, sound)
+            for index, stream in self.sound.items():
+                own = self._source.demux(self._source.streams[index])
+                for packet in islice((each for each in own if each.dts is not None), _FIRST):
+                    packet.stream = stream
+                    self.container.mux(packet)
+                self._source.seek(0)
 
     def abandon(self) -> None:
         """Close without frames, which some containers complain about."""

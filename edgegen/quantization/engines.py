@@ -96,7 +96,9 @@ def executed(
 
     with ExitStack() as stack:
         stack.enter_context(cost_mode(unet, lambda: id(executor)))
-        stack.enter_context(bound(unet, "executed: runs a graph of its own, past all layers"))
+        stack.enter_context(
+            bound(unet, "executed: runs a graph of its own, past all layers", layers=True)
+        )
         for layer in unet.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 _tell_bits(stack, layer)

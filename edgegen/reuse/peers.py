@@ -99,10 +99,10 @@ def _left_as_it_was(target: Any, name: str) -> Iterator[None]:
             yield
         finally:
             for module, own in before.items():
-                for name in ("forward", "cache"):
-                    module.__dict__.pop(name, None)
-                    if name in own:
-                        module.__dict__[name] = own[name]
+                for key in ("forward", "cache"):
+                    module.__dict__.pop(key, None)
+                    if key in own:
+                        module.__dict__[key] = own[key]
 
 
 def _package(name: str, project: str) -> Any:

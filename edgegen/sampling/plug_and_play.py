@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .guidance import guide
-from .steps import StepClock, step_clock
+from .steps import StepClock, bound_by, step_clock
 
 BRANCHES = 3
 
@@ -174,6 +174,8 @@ def _check(
     features: float,
     attention: float,
 ) -> None:
+    if reason := bound_by(pipe.unet):
+        raise ValueError(f"plug-and-play: cannot go with {reason}")
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         raise ValueError("plug-and-play: takes a text-to-image model, not one that reads pictures")
     if pipe.unet.config.time_cond_proj_dim is not None or pipe.unet.config.addition_embed_type:

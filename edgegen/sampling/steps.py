@@ -150,26 +150,32 @@ def step_clock(scheduler: Any) -> Iterator[StepClock]:
 
 
 @contextmanager
-def bound(unet: Any, reason: str) -> Iterator[None]:
-    """Mark a UNet that only its pipeline's own calls may evaluate while this is open.
+def bound(unet: Any, reason: str, layers: bool = False) -> Iterator[None]:
+    """Mark a UNet that other loops than its pipeline's own cannot go through while this is open.
 
-    For methods that count the calls themselves, or put a network of their own in the UNet's place.
-    Loops that go another way through it ask `bound_by` and refuse.
+    For methods that count the pipeline's calls themselves; with `layers`, for those that put a
+    network of their own in the UNet's place, which only harms what reaches into its layers. Such
+    loops ask `bound_by`.
     """
+    unet = uncompiled(unet)
     reasons = unet.__dict__.setdefault(_BOUND, [])
-    reasons.append(reason)
+    reasons.append((reason, layers))
     try:
         yield
     finally:
-        reasons.remove(reason)
+        reasons.remove((reason, layers))
         if not reasons:
             unet.__dict__.pop(_BOUND, None)
 
 
-def bound_by(unet: Any) -> str | None:
-    """Why only the pipeline's own calls may evaluate this UNet; None where any may."""
-    reasons = uncompiled(unet).__dict__.get(_BOUND)
-    return reasons[0] if reasons else None
+def bound_by(unet: Any, layers: bool = True) -> str | None:
+    """Why a loop of one's own cannot go through this UNet; None where it can.
+
+    Args:
+        layers: whether the loop reaches into the UNet's layers.
+    """
+    found = uncompiled(unet).__dict__.get(_BOUND, ())
+    return next((reason for reason, only in found if layers or not only), None)
 
 
 def undriven(scheduler: Any) -> Any:

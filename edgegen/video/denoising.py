@@ -106,6 +106,7 @@ class FrameDenoiser:
         self.edit = edit
         self.clock = clock
         self.bank = bank
+        self._recorded = False
         self.device = torch.device(getattr(pipe, "_execution_device", pipe.device))
         self.dtype: torch.dtype = pipe.unet.dtype
         self.follows_source = isinstance(pipe, StableDiffusionInstructPix2PixPipeline)
@@ -210,11 +211,13 @@ class FrameDenoiser:
                 predicted = self._guided(latents, source, time)
         finally:
             self.bank.mode = "plain"
-        if mode == "record" and evaluation == self.first and not self.bank.steps():
-            raise ValueError(
-                "the anchors left no keys and values in the first step: something stands in for "
-                "the UNet's attention, and anchors would change nothing"
-            )
+        if mode == "record" and not self._recorded:
+            if not self.bank.steps():
+                raise ValueError(
+                    "the anchors left no keys and values in the first step: something stands in "
+                    "for the UNet's attention, and anchors would change nothing"
+                )
+            self._recorded = True
         extra: dict[str, Any] = {}
         if self.states.takes_generator:  # noise of (seed, step), and of the frame where it has own
             extra["generator"] = [self._generator(number, evaluation + 1) for number in numbers]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,25 +27,25 @@ def fingerprint(clip: Clip) -> str:
 
 
 def weights_checksum(pipe: Any) -> int:
-    """A checksum of all weights, as they are now. Not in inference mode."""
+    """A checksum of all weights, as they are now."""
     total = 0
-    for name, part in sorted(pipe.components.items()):
-        if isinstance(part, nn.Module):
-            for key, value in part.state_dict().items():
-                total = zlib.crc32(f"{name}.{key}".encode(), total)
-                for tensor in _stored(value):
-                    data: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-                    total = zlib.crc32(data.numpy(), total)
+    with torch.inference_mode(False), torch.no_grad():  # in which torchao's give no parts
+        for name, part in sorted(pipe.components.items()):
+            if isinstance(part, nn.Module):
+                for key, value in part.state_dict().items():
+                    total = _checksum(value, zlib.crc32(f"{name}.{key}".encode(), total))
     return total
 
 
-def _stored(value: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The plain tensors that a weight is stored as: torchao's consist of several."""
-    if hasattr(value, "__tensor_flatten__"):
-        for name in value.__tensor_flatten__()[0]:
-            yield from _stored(getattr(value, name))
-    else:
-        yield value
+def _checksum(value: torch.Tensor, total: int) -> int:
+    if not hasattr(value, "__tensor_flatten__"):
+        data: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        return zlib.crc32(data, total)
+    names, how = value.__tensor_flatten__()  # torchao's weights are of several tensors
+    total = zlib.crc32(f"{type(value).__name__} {how}".encode(), total)
+    for name in names:
+        total = _checksum(getattr(value, name), total)
+    return total
 
 
 def plain(value: Any) -> Any:

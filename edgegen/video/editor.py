@@ -16,7 +16,7 @@ from ..media.clips import Clip, VideoFile, open_clip
 from ..pipelines.schedulers import scheduler_config
 from ..sampling.generate import default_size
 from ..sampling.steps import bound_by, step_clock
-from .anchors import Anchors, Scene, parse_anchors
+from .anchors import Alone, Anchors, Scene, parse_anchors
 from .attention import Probe, anchored_attention, bank_bytes
 from .denoising import Edit, FrameDenoiser, check_editor
 from .depends import fingerprint, plain, weights_checksum
@@ -72,7 +72,8 @@ class VideoEditor:
             the free memory. Both give the same bits. Frames are taken in any case where feature
             reuse would otherwise keep features of every frame; and by `auto` where the scheduler
             keeps latents of earlier steps, since an edit that is resumed with steps outside begins
-            the scene's denoising anew there.
+            the scene's denoising anew there. A resumed edit goes on by the one that it was begun
+            with; name the other to change it.
         chunk: frames made at once; the result depends on it by rounding only.
 
     Raises ValueError for another pipeline and settings that are not allowed.
@@ -160,14 +161,16 @@ class VideoEditor:
         canvas = make_canvas(
             found.size, default if resolution is None else resolution, self.pipe.vae_scale_factor
         )
+        asked = {"codec": codec, "sound": sound is not None}
         # Stopped after the output was complete, before the work beside it was removed.
         written = resume and (
-            Workspace.written(path) or (Workspace.begun(path) and holds_clip(path, len(found)))
+            Workspace.written(path) == asked | {"bytes": _size(path)}
+            if path.is_file()
+            else Workspace.begun(path) and holds_clip(path, len(found))
         )
         if not written:
             check_output(path, (canvas.height, canvas.width), found.timing, sound, codec)
 
-        weights = weights_checksum(self.pipe)
         with self._at_work(what) as denoiser, shard() as mine, torch.inference_mode():
             denoiser.bank.probe = probe
             before = Workspace.schedule(path) if resume else None
@@ -185,16 +188,16 @@ class VideoEditor:
                 "scenes": [scene.start for scene in scenes],
                 "own": self.own,
                 "chunk": self.chunk,
-                "model": weights,
+                "model": weights_checksum(self.pipe),
                 "scheduler": [type(scheduler).__name__, scheduler_config(scheduler)],
                 "settings": dict(settings or {}),
                 "processes": mine.count if schedule == "steps" else 1,
             }
             if mine.rank > 0:
                 mine.wait()  # the first one clears up what is not to be resumed
-            space = Workspace(path, plain(depends), resume or mine.rank > 0, mine.rank)
+            again = resume or mine.rank > 0
+            space = Workspace(path, plain(depends), again, schedule, mine.rank)
             if mine.rank == 0:
-                space.keep_schedule(schedule)
                 mine.wait()
 
             def done(frames: float) -> None:
@@ -204,11 +207,16 @@ class VideoEditor:
             readers = Reader(clip, canvas), Reader(clip, canvas)
             job = Job(denoiser, *readers, canvas, space, self.chunk, done, mine)
             total = sum(len(s.anchors) + sum(map(len, job.chunks(s))) for s in scenes)
-            for place, scene in enumerate(() if written else scenes):
-                if schedule == "frames":
-                    frames_outside(job, scene)
-                else:
-                    steps_outside(job, scene, place)
+            try:
+                for place, scene in enumerate(() if written else scenes):
+                    if schedule == "frames":
+                        frames_outside(job, scene)
+                    else:
+                        steps_outside(job, scene, place)
+            except ValueError:
+                if space.untouched and mine.count == 1:
+                    space.remove()
+                raise
             mine.wait()
             if mine.rank == 0:
                 if not written:
@@ -221,7 +229,7 @@ class VideoEditor:
                         audio_end=None if found.whole else found.timing.end,
                         codec=codec,
                     )
-                space.remove()
+                space.remove(asked | {"bytes": _size(path)})
             mine.wait()
         return Edited(
             output=path,
@@ -237,7 +245,7 @@ class VideoEditor:
 
     def check(self) -> None:
         """Raises ValueError where a method is at work that the editor cannot go with."""
-        if reason := bound_by(self.pipe.unet):
+        if reason := bound_by(self.pipe.unet, layers=not isinstance(self.anchors, Alone)):
             raise ValueError(f"{reason}: it cannot be used for video")
 
     @contextmanager
@@ -273,6 +281,11 @@ class VideoEditor:
         bank = bank_bytes(self.pipe.unet, (height, width)) * anchors * denoiser.branches
         free = _free_memory(denoiser.device)
         return "frames" if bank * len(denoiser.evaluations) <= _SHARE * free else "steps"
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None for a folder."""
+    return path.stat().st_size if path.is_file() else None
 
 
 def _free_memory(device: torch.device) -> float:

@@ -23,6 +23,7 @@ class Workspace:
         output: the file (or folder) to be made; `a.mp4` has the workspace `.a.mp4.edit`.
         settings: all that the result depends on, as JSON can hold it.
         resume: go on with what is there; else it is removed.
+        schedule: by which the work is done; the first process notes it.
         rank: of this process; each has a progress and latents of its own.
 
     Raises:
@@ -30,7 +31,12 @@ class Workspace:
     """
 
     def __init__(
-        self, output: Path, settings: Mapping[str, Any], resume: bool, rank: int = 0
+        self,
+        output: Path,
+        settings: Mapping[str, Any],
+        resume: bool,
+        schedule: str = "",
+        rank: int = 0,
     ) -> None:
         self._rank = rank
         self.folder = _beside(output)
@@ -43,8 +49,12 @@ class Workspace:
                 "give the same ones, or resume=false to begin anew"
             )
         if not (resume and found is not None) and self.folder.exists():
+            # First of all: what is left after a kill is then nothing to go on with.
+            (self.folder / _SETTINGS).unlink(missing_ok=True)
             shutil.rmtree(self.folder)
         (self.folder / "frames").mkdir(parents=True, exist_ok=True)
+        if rank == 0:
+            _write(self.folder / _SCHEDULE, json.dumps({"schedule": schedule}).encode())
         _write(self.folder / _SETTINGS, json.dumps(wanted).encode())
 
     @staticmethod
@@ -58,15 +68,15 @@ class Workspace:
         found = _read_json(_beside(output) / _SCHEDULE) if Workspace.begun(output) else None
         return None if found is None else str(found.get("schedule"))
 
-    def keep_schedule(self, schedule: str) -> None:
-        """Note by which schedule the work is done."""
-        _write(self.folder / _SCHEDULE, json.dumps({"schedule": schedule}).encode())
-
     @staticmethod
-    def written(output: Path) -> bool:
-        """Whether this output is complete, and only the work beside it was not cleared up."""
-        complete = (_beside(output) / _WRITTEN).is_file()
-        return complete and Workspace.begun(output) and output.exists()
+    def written(output: Path) -> dict[str, Any] | None:
+        """What `remove` was told of the output, where it was stopped; None where it was not."""
+        return _read_json(_beside(output) / _WRITTEN) if Workspace.begun(output) else None
+
+    @property
+    def untouched(self) -> bool:
+        """Whether there is nothing yet to go on with."""
+        return not (self._progress.exists() or any((self.folder / "frames").iterdir()))
 
     def has(self, numbers: Sequence[int]) -> bool:
         """Whether all of these edited frames are there."""
@@ -106,13 +116,15 @@ class Workspace:
         for path in self.folder.glob(f"*.{self._rank}.latents"):
             path.unlink()
 
-    def remove(self) -> None:
-        """Remove all of it, the output being complete.
+    def remove(self, written: Mapping[str, Any] | None = None) -> None:
+        """Remove all of it.
 
-        Stopped on the way, it says so to the next one (see `written`).
+        Args:
+            written: of the output if it is complete, what tells it from another; stopped on the
+                way, this process leaves that to the next one, see `written`.
         """
-        (self.folder / _WRITTEN).touch()
-        kept = (_WRITTEN, _SETTINGS)
+        _write(self.folder / _WRITTEN, json.dumps(written).encode())
+        kept = (_WRITTEN, _SCHEDULE, _SETTINGS)
         for path in self.folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)

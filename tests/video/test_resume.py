@@ -179,7 +179,7 @@ def test_a_complete_folder_whose_work_was_not_cleared_up(
         editor.edit(MadeClip(6), tmp_path / "a", "make it red", steps=1, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Workspace, "remove", lambda self: (_ for _ in ()).throw(Stop))
+        patch.setattr(Workspace, "remove", lambda *_: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
             edit()
     before = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
@@ -243,14 +243,49 @@ def test_a_complete_file_whose_work_was_being_cleared_up(
             break
         whole = whole or output.read_bytes()
         begun = Workspace.begun(output)
-        assert Workspace.written(output) == begun
+        assert (Workspace.written(output) is not None) == begun
         if begun:
+            assert Workspace.schedule(output) == "frames"
             with pytest.raises(ValueError, match="begun with other settings"):
                 edit("make it blue", resume=True)
             assert edit(resume=True) == 0
         assert output.read_bytes() == whole
     assert 3 < removals < 20
     assert not list(tmp_path.glob(".*"))
+
+    # What is there is another file than was asked for.
+    assert left_after(1)
+    assert Workspace.written(output) is not None
+    assert edit(resume=True, codec="ffv1") > 0
+    assert output.read_bytes() != whole
+
+
+def test_killed_while_older_work_was_cleared_up(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not asked to resume, it removes what is there; what is left then is not gone on with."""
+    editor, output = VideoEditor(pipe, 2, schedule="steps", chunk=2), tmp_path / "a.mkv"
+
+    def edit(**settings: Any) -> None:
+        editor.edit(MadeClip(6), output, "make it red", steps=3, **settings)
+
+    edit()
+    whole = output.read_bytes()
+    with pytest.raises(Stop):
+        edit(progress=stop_after(5))
+    assert list((tmp_path / ".a.mkv.edit").glob("*.latents"))
+
+    def some(folder: Path) -> None:
+        for path in folder.glob("*.latents"):
+            path.unlink()
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgegen.video.workspace.shutil.rmtree", some)
+        with pytest.raises(Stop):
+            edit()
+    edit(resume=True)
+    assert output.read_bytes() == whole
 
 
 def test_the_schedule_is_that_of_the_work_begun(
