@@ -186,6 +186,7 @@ def test_the_ablation_runs_from_grid_to_table(
     """All rows of one model, with few and small clips; `settings` takes the place of its own."""
     shared = {"model": editor_folder, "domain.file": emoji_file, "crops": "null", "split": "dev"}
     small = {"n": 1, "n_ambiguous": 1, "frames": 8, "steps": 1, "size": 16, "attention": 1}
+    small |= {"n_tone": 1, "real": "[]"}
     given = ", ".join(f"{name}: {value}" for name, value in {**shared, **small}.items())
     out = tmp_path / "out"
     before = sorted((EXPERIMENTS / "fairy_ablation").glob("*.*"))
