@@ -69,11 +69,26 @@ def embedded(rows: list[Row]) -> str:
         parts += [f"Left out, as the base has none to keep: {lacking}.\n"] if lacking else []
     parts += ["# Embedded: steadiness", ""]
     parts += [make_table(clips, ["name"], [], STEADY, {}).markdown()]
-    return "\n".join([*parts, cost(of(rows, "parts")), bars(kept, of(rows, "parts"))])
+    return "\n".join([*parts, cost(of(rows, "parts")), *all_bars(kept, of(rows, "parts"))])
+
+
+def all_bars(kept: list[Row], parts: list[Row]) -> list[str]:
+    """`bars` of each branch: `BRANCH: STAGE` in its rows' names, the main one without."""
+    branches = dict.fromkeys(_branch(row) for row in [*kept, *parts])
+    base = [row for row in parts if row["name"] == "base"]
+    made = []
+    for branch in branches:
+        own = [[row for row in rows if _branch(row) == branch] for rows in (kept, parts)]
+        made.append(bars(own[0], own[1] if branch == "" else base + own[1]))
+    return made
+
+
+def _branch(row: Row) -> str:
+    return row["name"].rpartition(": ")[0]
 
 
 def bars(kept: list[Row], parts: list[Row]) -> str:
-    """Whether the last stage reaches what was set out to be reached, see README.md."""
+    """Whether a branch's last stage reaches what was set out to be reached, see README.md."""
     found = []
     if len(parts) > 1:
         times = whole(parts[0]) / whole(parts[-1])
@@ -87,7 +102,8 @@ def bars(kept: list[Row], parts: list[Row]) -> str:
         least = min(decisive, key=lambda name: kept[-1][name])
         score = Score(*(kept[-1][f"{least}{end}"] for end in ("", "_lo", "_hi")))
         found.append((f"lowest share of accuracy kept, at least .85 (`{least}`)", score, 0.85))
-    lines = ["# Embedded: bars, last stage against the base", "", "| bar | value | reached |"]
+    last = next((rows[-1]["name"] for rows in (parts, kept) if rows), "")
+    lines = [f"# Embedded: bars, {last} against the base", "", "| bar | value | reached |"]
     lines += ["| --- | ---: | --- |"]
     for name, score, least_allowed in found:
         lines.append(

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    LCMScheduler,
-)
+from diffusers import LCMScheduler
 from edits import INSTRUCTION, edit, plain
 from video_models import BETAS, MadeClip
 
