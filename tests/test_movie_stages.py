@@ -87,6 +87,7 @@ def test_what_is_kept_is_a_ratio_over_the_same_pairs(tmp_path: Path) -> None:
         assert kept["1 step"][f"{key}{end}"] == pytest.approx(0.9, abs=1e-4)
     assert f"{CODE.ACCURACY[1]}_kept" not in kept["base"]  # the base has none
     text = CODE.embedded(made)
+    assert "# Embedded: bars, 1 step against the base" in text
     assert "| base | 2e+03 | 2e+03 | 2e+03 | 6e+03 | 1.0 | 9e+03 | 1.0 |" in text
     assert "11.0 | [11.0, 11.0]" in text
     reached = [line.split("|")[2:4] for line in text.splitlines() if "at least" in line]
@@ -97,14 +98,6 @@ def test_what_is_kept_is_a_ratio_over_the_same_pairs(tmp_path: Path) -> None:
     ]
     slow = [row | {"cost/frame_times_faster": 9.0} for row in CODE.of(made, "parts")]
     assert "| no |" in CODE.bars([], slow)
-    parts = CODE.of(made, "parts")
-    branch = parts[-1] | {"name": "whole UNet: 1 step"}
-    both = CODE.all_bars(CODE.of(made, "kept"), [*parts, branch])
-    assert [text.splitlines()[0] for text in both] == [
-        "# Embedded: bars, 1 step against the base",
-        "# Embedded: bars, whole UNet: 1 step against the base",
-    ]
-    assert "| 13 | yes |" in both[1]
     # A fresh clone has no cells: what was found of them stays.
     again = CODE.derived(made, tmp_path / "nowhere")
     assert [row for row in again if row["stage"] in ("kept", "parts")] == [

@@ -69,26 +69,11 @@ def embedded(rows: list[Row]) -> str:
         parts += [f"Left out, as the base has none to keep: {lacking}.\n"] if lacking else []
     parts += ["# Embedded: steadiness", ""]
     parts += [make_table(clips, ["name"], [], STEADY, {}).markdown()]
-    return "\n".join([*parts, cost(of(rows, "parts")), *all_bars(kept, of(rows, "parts"))])
-
-
-def all_bars(kept: list[Row], parts: list[Row]) -> list[str]:
-    """`bars` of each branch: `BRANCH: STAGE` in its rows' names, the main one without."""
-    branches = dict.fromkeys(_branch(row) for row in [*kept, *parts])
-    base = [row for row in parts if row["name"] == "base"]
-    made = []
-    for branch in branches:
-        own = [[row for row in rows if _branch(row) == branch] for rows in (kept, parts)]
-        made.append(bars(own[0], own[1] if branch == "" else base + own[1]))
-    return made
-
-
-def _branch(row: Row) -> str:
-    return row["name"].rpartition(": ")[0]
+    return "\n".join([*parts, cost(of(rows, "parts")), bars(kept, of(rows, "parts"))])
 
 
 def bars(kept: list[Row], parts: list[Row]) -> str:
-    """Whether a branch's last stage reaches what was set out to be reached, see README.md."""
+    """Whether the last stage reaches what was set out to be reached, see README.md."""
     found = []
     if len(parts) > 1:
         times = whole(parts[0]) / whole(parts[-1])

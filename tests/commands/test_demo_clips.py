@@ -56,7 +56,8 @@ def test_the_report_shows_source_and_edit(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     few = ["steps=1", 'prompts=["a fox"]', "clip_frames=4", "clip_steps=1", "output_dir=out"]
-    typed = [f"model={tiny_pipeline_folder}", f"editor={editor_folder}", *few]
+    editors = f"editors=[{editor_folder},{editor_folder}]"
+    typed = [f"model={tiny_pipeline_folder}", editors, *few]
     demo.main(typed)
     report = Path("out/report.html").read_text()
     videos = re.findall(r'<video src="data:video/mp4;base64,([^"]+)"', report)
@@ -67,11 +68,12 @@ def test_the_report_shows_source_and_edit(
         shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     source = next(iter(open_clip(CLIP))).pixels
     assert len(shown) == 4
-    assert shown[0].shape == (144, 2 * 256 + 4, 3)
+    assert shown[0].shape == (144, 3 * 256 + 2 * 4, 3)
     assert np.abs(shown[0][:, :256].astype(float) - source).mean() < 6
-    assert np.abs(shown[0][:, 260:].astype(float) - source).mean() > 12
+    assert np.abs(shown[0][:, 260:516].astype(float) - source).mean() > 12
+    assert np.abs(shown[0][:, 520:].astype(float) - shown[0][:, 260:516]).mean() < 6
     metrics = json.loads(Path("out/metrics.json").read_text())
-    assert metrics["cost/clip0_tflops_per_frame_all"] > 0
+    assert metrics["cost/clip0_editor1_tflops_per_frame_all"] > 0
 
     def fail(*_: Any) -> None:
         raise AssertionError("finished clips are not made again")
@@ -79,7 +81,10 @@ def test_the_report_shows_source_and_edit(
     monkeypatch.setattr(_demo_clips, "_make", fail)
     demo.main(typed)
     again = json.loads(Path("out/metrics.json").read_text())
-    assert again["cost/clip1_seconds_per_frame"] == metrics["cost/clip1_seconds_per_frame"]
+    assert (
+        again["cost/clip1_editor0_seconds_per_frame"]
+        == metrics["cost/clip1_editor0_seconds_per_frame"]
+    )
     with pytest.raises(AssertionError, match="not made again"):
         demo.main([*typed, "clip_steps=2"])
 
@@ -95,3 +100,6 @@ def test_without_the_editor_there_are_pictures_alone(
     with pytest.raises(SystemExit):
         demo.main([*few, "clip_frames=0"])
     assert "clip_frames=0: must be a whole number" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        demo.main([*few, "editors=emoji-edit"])
+    assert "editors=emoji-edit: must be a list" in capsys.readouterr().err
