@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..losses.diffusion import denoising_loss, diffuse, leap_target, parts_of
 from ..sampling.guidance import edit_guidance_embedding, guidance_embedding
 from .denoising import TaughtModule
-from .guidance import UNTOLD, draw_scales, draw_told, scale_range, untold_share
+from .guidance import UNTOLD, checked_share, draw_scales, draw_told, scale_range
 
 
 class FewStepModule(TaughtModule):
@@ -41,6 +41,9 @@ class FewStepModule(TaughtModule):
         scale, image_scale: for networks that take guidance as an input: numbers, or the ends of
             ranges from which they are drawn for every sample.
         untold: share of samples of an editor for which it is told neither, as in its training.
+        truth: share of samples that learn where their pair leads in place of where the teacher
+            does, so that the errors of one halving after another do not add up. Of an open
+            instruction it is the mean of all right answers, so keep it small where those matter.
         guided: whether the teacher has its guidance inside, where it takes none as an input.
         options: further arguments of `DenoisingModule`.
 
@@ -62,6 +65,7 @@ class FewStepModule(TaughtModule):
         scale: float | Sequence[float] = 7.5,
         image_scale: float | Sequence[float] = 1.5,
         untold: float = UNTOLD,
+        truth: float = 0.0,
         guided: bool = False,
         **options: Any,
     ) -> None:
@@ -82,7 +86,8 @@ class FewStepModule(TaughtModule):
         self.steps = steps
         self.width: Any = own[2]
         self.scales = scale_range("scale", scale), scale_range("image_scale", image_scale)
-        self.untold = untold_share(untold)
+        self.untold = checked_share("untold", untold)
+        self.truth = checked_share("truth", truth)
         self.edits = own[0] == 2 * own[1]
         if self.width is None and not guided:
             raise ValueError(
@@ -115,6 +120,10 @@ class FewStepModule(TaughtModule):
             halfway = self._leap(noisy, start, b, beside, text, condition)
             landed = self._leap(halfway, start - 1, c, beside, text, condition)
             target = leap_target(noisy, landed, a, c)
+        if self.truth:
+            place = draw_scales(self, (0.0, 1.0), self.seed + 4, len(latents), batch_idx)
+            known = (place < self.truth)[:, None, None, None]
+            target = torch.where(known, latents, target[0]), torch.where(known, noise, target[1])
         output = self._predict(self._forward[0], noisy, start, beside, text, condition)
         kind = self.scheduler.config.prediction_type
         loss = denoising_loss(output, *target, a, kind, self.gamma)

@@ -150,7 +150,7 @@ class EditGuidanceModule(_Guided, EditingModule):
     ) -> None:
         self.scales = scale_range("scale", scale), scale_range("image_scale", image_scale)
         drawn = any(low < high for low, high in self.scales)
-        self.untold = untold_share(untold)
+        self.untold = checked_share("untold", untold)
         if drawn:
             unet = with_guidance_input(unet, width)  # type: ignore[arg-type]
         super().__init__(unet, teacher, tokenizer, clip, scheduler, optimizer, **options)
@@ -213,11 +213,11 @@ def draw_scales(
     return ends[0] + (ends[1] - ends[0]) * uniform
 
 
-def untold_share(untold: Any) -> float:
+def checked_share(name: str, share: Any) -> float:
     """Raises ValueError for what is no share from 0 to below 1."""
-    if isinstance(untold, bool) or not isinstance(untold, int | float) or not 0 <= untold < 1:
-        raise ValueError(f"module.untold={untold}: must be a share, from 0 to below 1")
-    return float(untold)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+        raise ValueError(f"module.{name}={share}: must be a share, from 0 to below 1")
+    return float(share)
 
 
 def draw_told(module: DenoisingModule, untold: float, count: int, batch_idx: int) -> Tensor:

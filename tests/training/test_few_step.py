@@ -17,6 +17,7 @@ from transformers import CLIPModel
 
 from edgegen.losses.diffusion import diffuse, leap_target, parts_of
 from edgegen.training.few_step import FewStepModule
+from edgegen.training.guidance import draw_scales
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 OPTIMIZER = {"lr": 3e-3, "schedule": "constant", "warmup": 0, "steps": 99}
@@ -28,7 +29,7 @@ TOKENS = torch.randint(3, 50, (4, 12), generator=GENERATOR)
 @pytest.fixture
 def make(clip_folder: Path) -> Any:
     def build(steps: Any = 2, kind: str = "v_prediction", **changes: Any) -> FewStepModule:
-        ours = {"scale", "text_lr", "guided", "untold", "sampling"} & changes.keys()
+        ours = {"scale", "text_lr", "guided", "untold", "sampling", "truth"} & changes.keys()
         options = {key: changes.pop(key) for key in ours}
         given = {k: v for k, v in make_unet().config.items() if k[0] != "_"}
         torch.manual_seed(0)
@@ -133,6 +134,40 @@ def test_what_is_exported_samples_at_the_times_that_it_was_trained_for(
 
 
 @torch.no_grad()
+def test_a_share_learns_from_the_pair_itself(make: Any) -> None:
+    """The loss of those samples is the plain denoising loss, and of the others the teacher's."""
+
+    class Trainer:
+        accumulate_grad_batches, world_size, global_rank, global_step = 1, 1, 0, 0
+
+    def loss(module: FewStepModule) -> float:
+        module._trainer = Trainer()
+        module.log = lambda name, value: None  # type: ignore[method-assign]
+        return float(module.training_step((TARGET, TOKENS), 0))
+
+    module, mixed = make(1), make(1, truth=0.5)
+    taught, found = loss(module), loss(mixed)
+    noise, _ = module.noise(TARGET, 0)
+    noisy = diffuse(TARGET, noise, module.alpha_bars[[2] * 4])
+    text = module.text_encoder(TOKENS)[0]
+    out = module.unet(noisy, module.times[2], text).sample
+    a = module.alpha_bars[2]
+    plain = (out - (a.sqrt() * noise - (1 - a).sqrt() * TARGET)).square().mean((1, 2, 3))
+    known = draw_scales(mixed, (0.0, 1.0), mixed.seed + 4, 4, 0) < 0.5
+    assert 0 < int(known.sum()) < 4
+    alone = []  # what each sample learns from the teacher alone
+    for number in range(4):
+        few = make(1, truth=0.0)
+        few.noise = lambda latents, _, n=number: (noise[n : n + 1], torch.tensor([999]))
+        few._trainer, few.log = Trainer(), lambda name, value: None
+        one = slice(number, number + 1)
+        alone.append(float(few.training_step((TARGET[one], TOKENS[one]), 0)))
+    assert taught == pytest.approx(sum(alone) / 4, rel=1e-3)
+    wanted = torch.where(known, plain, torch.tensor(alone)).mean()
+    assert found == pytest.approx(float(wanted), rel=1e-3)
+
+
+@torch.no_grad()
 def drawn_by(module: FewStepModule, net: Any, steps: int, *beside: torch.Tensor) -> torch.Tensor:
     scheduler, text = ddim(module, steps), module.text_encoder(TOKENS)[0]
     latents = torch.randn(TARGET.shape, generator=torch.Generator().manual_seed(7))
@@ -192,6 +227,7 @@ def test_both_get_the_same_guidance(make: Any) -> None:
         ({"guided": False}, "teacher: takes no guidance as an input"),
         ({"sampling": {"guidance": 2}}, r"module\.sampling\.guidance=2: the teacher has its"),
         ({"untold": 10}, r"module\.untold=10: must be a share"),
+        ({"truth": 1}, r"module\.truth=1: must be a share"),
         ({"text_lr": 1e-3}, r"module\.text_lr"),
     ],
 )
