@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderTiny, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -65,6 +65,9 @@ def save_embedded(
                 _edit(new / name / "tokenizer_config.json", drop=_NOT_OF_THE_MODEL)
         for path in new.rglob("*.json"):
             _edit(path, drop=("_name_or_path",))
+        if isinstance(parts.get("vae"), AutoencoderTiny):
+            # Set by diffusers itself, which warns of it on loading.
+            _edit(new / "vae" / "config.json", drop=("block_out_channels",))
         if sampling is not None:
             write_sampling(new, sampling)
         write_sums(new)

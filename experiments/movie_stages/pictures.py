@@ -42,7 +42,7 @@ def main(folder: Path) -> None:
         for x, frame in enumerate(row):
             small = Image.fromarray(frame).resize(SIZE, Image.Resampling.LANCZOS)
             film.paste(small, (x * step[0], y * step[1]))
-    write_png(HERE / "film.png", film.quantize(256, Image.Quantize.MAXCOVERAGE), {})
+    write_png(HERE / "film.png", film.quantize(256), {})
     print(HERE / "film.png")
 
 
