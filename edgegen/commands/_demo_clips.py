@@ -58,7 +58,7 @@ def make_clips(cfg: DictConfig, run: Run) -> list[ReportClip]:
     run.used_file(_CLIP)
     shown = []
     for number, instruction in enumerate(cfg.instructions):
-        edited, costs, new = [], [], False
+        edited, costs = [], []
         for place, (pipe, weights) in enumerate(loaded):
             settings = {
                 "instruction": str(instruction),
@@ -71,7 +71,7 @@ def make_clips(cfg: DictConfig, run: Run) -> list[ReportClip]:
             path = run.dir / "clips" / f"{number}-{place}.mp4"
             cost = _kept(path, settings)
             if cost is None:
-                cost, new = _make(pipe, path, settings), True
+                cost = _make(pipe, path, settings)
             run.log({f"cost/clip{number}_editor{place}_{key}": cost[key] for key in cost})
             edited.append(path)
             costs.append(
@@ -79,8 +79,7 @@ def make_clips(cfg: DictConfig, run: Run) -> list[ReportClip]:
                 f"{metric(cost['tflops_per_frame_all'] * 1e12, 'FLOP')} a frame"
             )
         path = run.dir / "clips" / f"{number}.mp4"
-        if new or not path.is_file():
-            _show(path, edited)
+        _show(path, edited)  # in moments; one that is there may show other editors
         shown.append(ReportClip(path, f"“{instruction}”: {'; '.join(costs)}", _CREDIT))
     return shown
 

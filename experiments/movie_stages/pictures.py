@@ -17,11 +17,8 @@ from edgegen.media.clips import open_clip
 from edgegen.runs.pictures import write_png
 
 HERE = Path(__file__).parent
-COUNT, PANES, GAP = (
-    4,
-    3,
-    4,
-)  # frames shown; source and two editors, so far apart, in the demo's clips
+COUNT = 4  # frames shown
+PANES, GAP = 3, 4  # in the demo's clips: source and two editors, so many pixels apart
 SIZE = (192, 108)
 
 
